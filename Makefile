@@ -1,0 +1,57 @@
+# Every target creates the virtual environment itself; nothing but Python 3.11 and make is needed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+JOBS ?= 2
+
+.PHONY: run test lint types unit notebooks lab bench bench-peers test-vllm test-slow screens clean
+
+run: $(STAMP)
+	$(BIN)/windtunnel compare azure-chat azure-chat@tuned --replications 1 --out out --report out/report.html
+
+test: lint types unit notebooks
+
+lint: $(STAMP)
+	$(BIN)/ruff check src tests sims
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/nbstripout --verify notebooks/*.ipynb
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+unit: $(STAMP)
+	WINDTUNNEL_FROZEN=1 $(BIN)/python -m pytest tests -n $(JOBS) -m "not slow and not screens" --ignore tests/notebooks
+	$(BIN)/python -m pytest tests/parity -n $(JOBS) -m "not slow and not screens"
+
+notebooks: $(STAMP)
+	WINDTUNNEL_FAST=1 $(BIN)/python -m pytest --nbmake --nbmake-timeout=120 notebooks -n $(JOBS)
+
+lab: $(STAMP)
+	$(BIN)/jupyter lab notebooks
+
+bench: $(STAMP)
+	$(BIN)/python sims/bench/engine.py
+	$(BIN)/python sims/bench/control.py
+	$(BIN)/python sims/bench/live.py
+
+bench-peers: $(STAMP)
+	$(BIN)/python sims/bench/engine.py --peers
+
+test-vllm: $(STAMP)
+	$(BIN)/python -m pytest tests/engines/test_vllm_real.py -m slow -rs
+
+test-slow: $(STAMP)
+	WINDTUNNEL_FROZEN=1 $(BIN)/python -m pytest tests -n $(JOBS) -m slow
+
+screens: $(STAMP)
+	$(BIN)/python -m pytest tests/screens -m screens
+
+$(STAMP): requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) out runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

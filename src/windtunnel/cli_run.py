@@ -1,0 +1,220 @@
+"""Commands that simulate and look at runs: run, compare, show, report, replay."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from windtunnel.cli import INTERRUPTED, TERMINATED, Answer, app, options, say
+
+if TYPE_CHECKING:
+    from windtunnel.lab.run import Run
+    from windtunnel.lab.scenario import Scenario
+    from windtunnel.lab.worlds import Flight
+
+Level = Literal["requests", "decisions", "full"]
+Sets = Annotated[tuple[str, ...], Parameter(name="--set", help="Override path=value; repeatable, left to right.", negative=())]
+SLICE_S = 0.25
+LINE_EVERY_S = 30.0
+
+
+@app.command
+def run(scenario: str, /, *, set_: Sets = (), variant: str | None = None, seed: int | None = None, replication: int = 0,
+        record: Level | None = None, out: Path | None = None, report: Path | None = None, check: bool = False, overwrite: bool = False,
+        allow_imports: bool = False) -> Answer:
+    """Simulate a scenario and print what came of it.
+
+    Example: `windtunnel run azure-chat --set duration_s=30 --seed 7`
+
+    Parameters
+    ----------
+    scenario: A file, a bundled name, or `file@variant`.
+    variant: One of the scenario's `compare` variants.
+    seed: Instead of the scenario's seed.
+    replication: Independent repetition with the same seed, from 0.
+    record: What is kept: requests, decisions or full.
+    out: Directory that the run is saved to.
+    report: HTML file that a report is written to.
+    check: Assert conservation of requests after every event.
+    overwrite: Replace a run that is already in --out.
+    allow_imports: Let `kind: pkg.mod:Class` import code.
+    """
+    chosen = load(scenario, set_, variant, allow_imports)
+    flight = chosen.start(seed=seed, replication=replication, record=record, check=check)
+    stopped = fly(flight, chosen.duration_s)
+    made = flight.result()
+    result = run_dict(made)
+    if out is not None:
+        result["saved"] = str(made.save(out, overwrite=overwrite))
+    if report is not None:
+        result["report"] = str(made.report(report))
+    if stopped:
+        return Answer(result, f"{made!r}\ninterrupted: the run is incomplete", stopped)
+    return Answer(result, repr(made))
+
+
+@app.command
+def compare(*runs: str, set_: Sets = (), replications: int = 1, seed: int | None = None) -> Answer:
+    """Compare scenarios, variants and saved runs side by side.
+
+    Example: `windtunnel compare tenant-flood tenant-flood@fair --set duration_s=20`
+
+    Parameters
+    ----------
+    runs: Scenarios, `file@variant`, or directories of saved runs. One scenario alone means it and all its variants.
+    replications: Repetitions of each scenario, with common random numbers.
+    seed: Instead of the scenarios' seeds.
+    """
+    from windtunnel.errors import ConfigError
+    from windtunnel.lab.compare import compare as compared
+
+    if not runs:
+        raise ConfigError("compare needs something to compare", hint="windtunnel compare a.yaml a.yaml@six")
+    sides: dict[str, list[Run]] = {}
+    for what in _expanded(runs, set_):
+        label, made = what if isinstance(what, tuple) else (what, _saved(what))
+        if isinstance(made, list):
+            sides[label] = made
+            continue
+        sides[_free(label, sides)] = [made.run(seed=seed, replication=r) for r in range(replications)]
+        if options.progress:
+            say(f"{label}: done")
+    comparison = compared(sides)
+    return Answer(comparison.to_dict(), repr(comparison))
+
+
+@app.command
+def show(directory: Path, /) -> Answer:
+    """Print a saved run.
+
+    Example: `windtunnel show out/azure`
+
+    Parameters
+    ----------
+    directory: Where `run --out` saved it.
+    """
+    from windtunnel.lab.run import Run
+
+    made = Run.load(directory)
+    return Answer(run_dict(made), repr(made))
+
+
+@app.command
+def report(directory: Path, file: Path, /) -> Answer:
+    """Write the HTML report of a saved run.
+
+    Example: `windtunnel report out/azure out/azure.html`
+
+    Parameters
+    ----------
+    directory: Where `run --out` saved it.
+    file: The HTML file to write.
+    """
+    from windtunnel.lab.run import Run
+
+    written = Run.load(directory).report(file)
+    return Answer({"report": str(written), "bytes": written.stat().st_size}, str(written))
+
+
+@app.command
+def replay(log: Path, /, *, control: str | None = None, set_: Sets = ()) -> Answer:
+    """Feed a recorded log into a fresh control; the decisions must be equal.
+
+    Example: `windtunnel replay out/azure`
+
+    Parameters
+    ----------
+    log: A log.jsonl, or the directory of a run recorded at level full.
+    control: Scenario whose control decides instead: what would it have decided?
+    """
+    from windtunnel.cli_replay import replay_answer
+
+    return replay_answer(log, control, set_)
+
+
+def load(scenario: str, set_: tuple[str, ...], variant: str | None = None, allow_imports: bool = False) -> Scenario:
+    """The scenario that the command line means."""
+    from windtunnel.lab.scenario import Scenario
+
+    return Scenario.load(scenario, overrides=set_, variant=variant, allow_imports=allow_imports)
+
+
+def fly(flight: Flight, planned_s: float | None) -> int:
+    """Simulate to the end, with progress; SIGINT and SIGTERM stop it between events. The exit code for the signal, 0 without one."""
+    caught: list[int] = []
+
+    def stop(number: int, _: Any) -> None:
+        if caught:  # the second one means now
+            raise KeyboardInterrupt
+        caught.append(number)
+        flight.cancel()
+
+    old = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    began = told = time.monotonic()
+    try:
+        while True:
+            progress = flight.advance(SLICE_S)
+            if progress.done:
+                break
+            now = time.monotonic()
+            told = _tell(progress, planned_s, now - began, told, now)
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+    if options.progress:
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+    return {signal.SIGINT: INTERRUPTED, signal.SIGTERM: TERMINATED}[signal.Signals(caught[0])] if caught else 0
+
+
+def _tell(progress: Any, planned_s: float | None, spent_s: float, told: float, now: float) -> float:
+    share = f" ({100 * min(1.0, progress.now / planned_s):.0f} %)" if planned_s else ""
+    text = f"{progress.now:.0f} s simulated{share}, {progress.finished:,} requests ended, {progress.in_flight:,} open, {spent_s:.0f} s spent"
+    if options.progress:
+        print(f"\r{text}\x1b[K", end="", file=sys.stderr, flush=True)
+        return now
+    if now - told >= LINE_EVERY_S and not (options.quiet or options.json):
+        say(text)
+        return now
+    return told
+
+
+def run_dict(made: Run) -> dict[str, Any]:
+    """A run as plain data: summary, seed, provenance, CPU seconds."""
+    meta = made.meta
+    return {"summary": made.summary().to_dict(), "cpu_s": meta.cpu_s, "wall_s": meta.wall_s, "provenance": meta.provenance, "seed": meta.seed,
+            "replication": meta.replication, "name": meta.name, "complete": meta.complete}
+
+
+def _saved(directory: str) -> Any:
+    from windtunnel.lab.run import Run
+
+    return [Run.load(directory)]
+
+
+def _expanded(runs: tuple[str, ...], set_: tuple[str, ...]) -> list[Any]:
+    """(label, Scenario) for scenarios, the plain text for run directories."""
+    from windtunnel.lab.scenario import variants
+
+    out: list[Any] = []
+    for what in runs:
+        if Path(what).is_dir():
+            out.append(what)
+        else:
+            out.append((what, load(what, set_)))
+    if len(out) == 1 and isinstance(out[0], tuple):
+        return list(variants(out[0][1]))
+    return out
+
+
+def _free(label: str, taken: dict[str, Any]) -> str:
+    """The label, numbered if it stands for something already."""
+    n = 2
+    name = label
+    while name in taken:
+        name, n = f"{label} #{n}", n + 1
+    return name

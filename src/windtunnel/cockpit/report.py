@@ -1,0 +1,159 @@
+"""One HTML file that tells a run or a comparison: verdict, inputs, numbers, figures, provenance. No network, prints to paper."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from hashlib import sha1
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from windtunnel.cockpit import figures, palette
+from windtunnel.cockpit.figures.spec import FigureSpec
+
+if TYPE_CHECKING:
+    from windtunnel.lab.compare import Comparison
+    from windtunnel.lab.run import Run
+
+SHOWN = ("load", "goodput", "ttft", "itl", "queue", "limit", "replicas", "tenants", "latency_cdf")
+STYLE = f"""
+:root {{ color-scheme: light; --ink: {palette.TEXT["light"]}; --rule: #d9dde2; --soft: #f5f7f9; }}
+body {{ font: 15px/1.5 system-ui, sans-serif; color: var(--ink); max-width: 1080px; margin: 0 auto; padding: 24px; background: #fff; }}
+h1 {{ font-size: 26px; margin: 8px 0; }} h2 {{ font-size: 19px; margin: 36px 0 8px; border-bottom: 1px solid var(--rule); padding-bottom: 4px; }}
+.badge {{ display: inline-block; font-weight: 700; font-size: 13px; padding: 3px 10px; border-radius: 4px; }}
+.verdict {{ font-size: 18px; background: var(--soft); border-left: 4px solid #0072B2; padding: 10px 14px; margin: 16px 0; }}
+table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; margin: 8px 0; max-width: 100%; }}
+caption {{ text-align: left; font-size: 13px; padding-bottom: 4px; }} th, td {{ padding: 4px 12px; border-bottom: 1px solid var(--rule); text-align: right; }}
+th:first-child, td:first-child {{ text-align: left; }} thead th {{ background: var(--soft); }}
+.grid {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(440px, 1fr)); gap: 16px; }}
+figure {{ margin: 0; break-inside: avoid; border: 1px solid var(--rule); border-radius: 6px; padding: 6px; min-width: 0; }}
+figcaption {{ font-size: 13px; padding: 0 10px 8px; }} pre {{ background: var(--soft); padding: 12px; overflow-x: auto; font-size: 12.5px; }}
+.scroll {{ overflow-x: auto; }} .muted {{ color: #555; font-size: 13px; }}
+@media print {{ body {{ max-width: none; }} .grid {{ grid-template-columns: 1fr; }} }}
+"""
+
+
+def run_report(run: Run, path: str | Path, *, baseline: Run | None = None) -> Path:
+    """Write the report of one run; figures with a pinned baseline if one is given."""
+    body = [_head(run.meta.name, _question(run), run.meta.world if run.meta.world == "simulated" else run.meta.mode)]
+    body += [f'<p class="verdict">{escape(verdict(run))}</p>', _inputs(run), _summary(run), _figures(run, baseline), _tenants(run), _replicas(run), _provenance(run)]
+    return _write(path, run.meta.name, body)
+
+
+def comparison_report(comparison: Comparison, path: str | Path) -> Path:
+    """Write the report of a comparison: the winner, the table, then each candidate's figures over the baseline."""
+    runs: list[tuple[str, Run]] = comparison.first_runs()
+    (base_name, base), rest = runs[0], runs[1:]
+    body = [_head(" against ".join(name for name, _ in reversed(runs)), _question(base), base.meta.world if base.meta.world == "simulated" else base.meta.mode)]
+    body += [f'<p class="verdict">{escape(comparison.sentence)}</p>', "<h2>Numbers</h2>", f'<div class="scroll">{comparison.table_html()}</div>']
+    for name, run in rest:
+        body.append(f"<h2>{escape(name)} over {escape(base_name)} (pinned, dashed)</h2>")
+        body.append(_figures(run, base, heading=False))
+    for name, run in runs:
+        body += [f"<h2>{escape(name)}: how it was made</h2>", _inputs(run, heading=False), _tenants(run), _replicas(run, heading=False), _provenance(run, heading=False)]
+    return _write(path, "comparison", body)
+
+
+def verdict(run: Run) -> str:
+    """One sentence: the run against its SLO."""
+    values = run.summary().values
+    good, offered = values.get("good_fraction"), values.get("offered") or 0
+    if not offered or good is None:
+        return "Nothing was offered, so there is nothing to judge."
+    target = float((run.meta.slo or {}).get("attainment", 0.99))
+    word = "meets" if good >= target else "misses"
+    return f"{good:.1%} of {int(offered):,} offered requests were good: the run {word} its target of {target:.0%}."
+
+
+def _write(path: str | Path, title: str, body: Sequence[str]) -> Path:
+    out = Path(path)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    plotly = (files("plotly") / "package_data" / "plotly.min.js").read_text().replace("</script", "<\\/script")
+    page = (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<link rel="icon" href="data:,"><title>{escape(title)} · windtunnel</title><style>{STYLE}</style><script>{plotly}</script></head>'
+        f'<body><main>{"".join(body)}</main></body></html>'
+    )
+    out.write_text(page, encoding="utf-8")
+    return out
+
+
+def _head(title: str, question: str, mode: str) -> str:
+    ground, ink, shape = palette.BADGES.get(mode, palette.BADGES["stopped"])
+    badge = f'<span class="badge" style="background:{ground};color:{ink}">{shape} {escape(mode.replace("_", " ").upper())}</span>'
+    return f"{badge}<h1>{escape(title)}</h1>" + (f"<p>{escape(question)}</p>" if question else "")
+
+
+def _question(run: Run) -> str:
+    return str(getattr(run.scenario, "question", "") or "")
+
+
+def _inputs(run: Run, heading: bool = True) -> str:
+    m = run.meta
+    rows = [("seed", m.seed), ("record level", m.record), ("planned", f"{m.planned_s:g} s" if m.planned_s else "until the source is exhausted"),
+            ("loop", m.loop), ("SLO", json.dumps(m.slo) if m.slo else "none"), ("CPU", f"{m.cpu_s:.2f} s" if m.cpu_s else "–")]
+    cells = "".join(f"<tr><td>{escape(str(k))}</td><td>{escape(str(v))}</td></tr>" for k, v in rows)
+    return ("<h2>Inputs</h2>" if heading else "") + f"<table>{cells}</table>"
+
+
+def _summary(run: Run) -> str:
+    return f'<h2>Summary</h2><div class="scroll">{run.summary()._repr_html_()}</div>'
+
+
+def _figures(run: Run, baseline: Run | None, heading: bool = True) -> str:
+    specs = [figures.build(name, run, baseline=baseline) for name in SHOWN]
+    prefix = sha1(repr((run.meta.name, run.meta.started_at, baseline is None)).encode()).hexdigest()[:8]
+    parts = [_figure(spec, f"{prefix}-{spec.name}") for spec in specs if spec.traces and not (spec.name == "tenants" and len(spec.traces) < 2)]
+    return ("<h2>Figures</h2>" if heading else "") + f'<div class="grid">{"".join(parts)}</div>'
+
+
+
+
+def _figure(spec: FigureSpec, box: str) -> str:
+    traces = [{**t, "x": _plain(t["x"]), "y": _plain(t["y"])} for t in spec.plotly_traces()]
+    payload = json.dumps([traces, {**spec.layout(), "autosize": True}], allow_nan=False).replace("</", "<\\/")
+    label = escape(f"{spec.title}. {spec.text}", quote=True)
+    return (
+        f'<figure><div id="{box}" role="img" aria-label="{label}"></div><figcaption>{escape(spec.text)}</figcaption>'
+        f"<script>{{const [d, l] = {payload}; Plotly.newPlot('{box}', d, l, {{responsive: true, displaylogo: false}});}}</script></figure>"
+    )
+
+
+def _plain(values: Any) -> list[float | None]:
+    return [None if v != v else float(f"{v:.6g}") for v in values.tolist()]
+
+
+def _tenants(run: Run) -> str:
+    if run.requests["tenant"].nunique() < 2:
+        return ""
+    table = run.summary(by="tenant").by
+    return "" if table is None else f'<h2>Tenants</h2><div class="scroll">{_table(table, "one row per tenant")}</div>'
+
+
+def _replicas(run: Run, heading: bool = True) -> str:
+    wanted = ["replica", "pool", "gpu", "requested_s", "ready_s", "gone_s", "gone_reason", "requests", "busy_s", "preemptions", "usd"]
+    table = run.replicas[[c for c in wanted if c in run.replicas]]
+    return ("<h2>Replicas</h2>" if heading else "") + f'<div class="scroll">{_table(table.head(50), "one row per replica life")}</div>'
+
+
+def _provenance(run: Run, heading: bool = True) -> str:
+    scenario = run.scenario
+    yaml = escape(scenario.dump(resolved=True)) if scenario is not None and hasattr(scenario, "dump") else ""
+    text = escape(run.meta.provenance or "no provenance recorded")
+    block = f"<details><summary>resolved scenario</summary><pre>{yaml}</pre></details>" if yaml else ""
+    return ("<h2>Provenance</h2>" if heading else "") + f'<p class="muted">step times: {text}</p>{block}'
+
+
+def _table(frame: pd.DataFrame, caption: str) -> str:
+    def cell(v: Any) -> str:
+        if v is None or v is pd.NA or (isinstance(v, float) and v != v):
+            return "–"
+        return f"{v:,.4g}" if isinstance(v, float) else escape(str(v))
+
+    head = "".join(f'<th scope="col">{escape(str(c))}</th>' for c in frame.columns)
+    rows = "".join("<tr>" + "".join(f"<td>{cell(v)}</td>" for v in row) + "</tr>" for row in frame.itertuples(index=False))
+    return f"<table><caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"

@@ -1,0 +1,83 @@
+"""The `control` part of a scenario: tenants, queue, admission, routing, planner, settings, all by registered kinds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import Field, field_validator
+
+from windtunnel.lab.kinds import Kinds, Spec, spec_of
+from windtunnel.policy.settings import ControlSettings
+
+_BOUNDED = {"capacity": 256, "capacity_by_class": {"interactive": 128, "batch": 128}}
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "default": {"queue": {"kind": "fair", "bounded": _BOUNDED}, "admission": {"limit": {"kind": "aimd"}, "gates": []},
+                "routing": {"kind": "least_outstanding", "by": "requests"}},
+    "open": {"queue": {"kind": "fifo"}, "admission": {"limit": {"kind": "none"}, "gates": []},
+             "routing": {"kind": "least_outstanding", "by": "requests"}},
+}
+
+
+class TenantSpec(Spec):
+    """One tenant's share."""
+
+    weight: float = Field(1.0, gt=0, description="Share of the fair queue, relative to the other tenants.")
+
+
+class AdmissionSpec(Spec):
+    """How many requests may be in flight, and what else may refuse one at the door."""
+
+    limit: Annotated[Any, Kinds("admission.limit")] | None = None
+    gates: tuple[Annotated[Any, Kinds("admission.gates")], ...] | None = None
+
+
+class ControlSpec(Spec):
+    """What decides. A part that is not named is the preset's; a part that is named replaces the preset's whole part."""
+
+    preset: str = Field("default", description="Named composition that the other keys override: default or open.", json_schema_extra={"enum": list(PRESETS)})
+    tenants: dict[str, TenantSpec] = Field({}, description='Weight per tenant; the entry "default" is for all others.')
+    queue: Annotated[Any, Kinds("queue")] | None = None
+    admission: AdmissionSpec | None = None
+    routing: Annotated[Any, Kinds("routing")] | None = None
+    planner: Annotated[Any, Kinds("planner")] | None = Field(None, description="Absent: a fleet of fixed size.")
+    settings: spec_of(ControlSettings) = Field(default_factory=lambda: spec_of(ControlSettings)())  # type: ignore[valid-type]
+
+    @field_validator("preset")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in PRESETS:
+            raise ValueError(f'unknown preset "{name}"; presets: {", ".join(PRESETS)}')
+        return name
+
+    def resolved(self) -> ControlSpec:
+        """The same control with every part of its preset written out."""
+        data = self.model_dump(mode="json", exclude_none=True, exclude_unset=True)
+        return ControlSpec.model_validate_json(json.dumps(filled(data)), strict=True)
+
+
+def filled(control: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain `control` data with the preset's parts where it names none (limit and gates count separately)."""
+    preset = PRESETS.get(control.get("preset") or "default", {})
+    out = dict(control)
+    for part, given in preset.items():
+        if out.get(part) is None:
+            out[part] = given
+        elif part == "admission" and isinstance(out[part], Mapping):
+            out[part] = {**given, **{k: v for k, v in out[part].items() if v is not None}}
+    return out
+
+
+def preset_part(path: tuple[str | int, ...], root: Any) -> Mapping[str, Any] | None:
+    """What an absent mapping at `path` stands for, so that an override may change one field of it; None: nothing."""
+    if len(path) < 2 or path[0] != "control" or not isinstance(root, Mapping):
+        return None
+    control = root.get("control")
+    node: Any = PRESETS.get((control.get("preset") if isinstance(control, Mapping) else None) or "default", {})
+    for key in path[1:]:
+        if not isinstance(node, Mapping) or key not in node:
+            return None
+        node = node[key]
+    return node if isinstance(node, Mapping) else None
+

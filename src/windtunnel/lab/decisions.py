@@ -1,0 +1,96 @@
+"""Rows of the `decisions` and `notes` tables, one per effect."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+
+from windtunnel import effects as fx
+from windtunnel.events import PRIORITY_NAMES, Event, Request
+from windtunnel.lab import tables
+from windtunnel.lab.codec import plain
+
+_NAMES = tuple(c.name for c in tables.DECISIONS)
+_NOTE_NAMES = tuple(c.name for c in tables.NOTES)
+
+
+def _text(data: Any) -> str | None:
+    return None if data is None or data == {} else json.dumps(plain(data), sort_keys=True, ensure_ascii=False)
+
+
+class DecisionRows:
+    """Collects rows; everything: also WakeAt and Note."""
+
+    def __init__(self, control_name: str, *, everything: bool) -> None:
+        self._control, self._everything = control_name, everything
+        self._rows: list[tuple[Any, ...]] = []
+        self._notes: list[tuple[Any, ...]] = []
+        self._targets: dict[str, int] = {}
+
+    def add(self, seq: int, now: float, event: Event, effect: Any, request: Request | None, pool_of: Mapping[str, str], waiting: int, running: int,
+            applied: bool) -> None:
+        """One effect, with the state in which it was decided. request: whose it is, if that is known."""
+        kind = type(effect)
+        if kind is fx.Note:
+            ids = _text(list(effect.ids)) if effect.ids else None
+            self._notes.append((seq, now, effect.stream, effect.kind, ids, effect.reason or None, _text(effect.data)))
+        if not self._everything and (kind is fx.Note or kind is fx.WakeAt):
+            return
+        row: dict[str, Any] = dict.fromkeys(_NAMES)
+        row.update(seq=len(self._rows) + 1, t_s=now, cause=type(event).__name__, cause_seq=seq, effect=kind.__name__, queue_len=waiting,
+                   in_flight=running, applied=applied, control=self._control)
+        if request is not None:
+            row.update(request_id=request.origin or request.id, attempt=request.attempt, tenant=request.tenant,
+                       priority=PRIORITY_NAMES.get(request.priority, str(request.priority)))
+        row.update(self._of(effect))
+        if row["replica"] is not None:
+            row["pool"] = pool_of.get(row["replica"])
+        self._rows.append(tuple(row.values()))
+
+    def _of(self, effect: Any) -> dict[str, Any]:
+        """What an effect says in the table's words."""
+        match effect:
+            case fx.Dispatch():
+                more = {k: v for k, v in (("lease_id", effect.lease_id), ("matched_blocks", effect.matched_blocks), ("prefill", effect.prefill)) if v is not None}
+                return {"stage": "route", "reason": effect.reason, "dispatch": effect.dispatch, "replica": effect.replica, "value": effect.score, "detail": _text(more)}
+            case fx.Reject(denial=denial):
+                return {"stage": denial.stage, "kind": effect.state, "reason": str(denial.reason), "code": denial.code, "value": denial.retry_after_s,
+                        "policy": denial.policy_label or None, "detail": _text(denial.diagnostics)}
+            case fx.Close():
+                return {"kind": effect.state, "reason": effect.reason, "value": effect.retry_after_s, "detail": _text({"outcome": effect.outcome})}
+            case fx.Cancel():
+                return {"reason": effect.reason, "dispatch": effect.dispatch, "replica": effect.replica}
+            case fx.ScaleTo():
+                return self._scale(effect)
+            case fx.Drain():
+                more = {"deadline_at": effect.deadline_at, "undo": effect.undo}
+                return {"policy": "planner", "reason": effect.reason or None, "replica": effect.replica, "detail": _text(more)}
+            case fx.WakeAt():
+                return {"reason": effect.key, "value": effect.at}
+            case fx.Ask():
+                return {"policy": "planner", "value": effect.deadline_at, "detail": _text({"gather_id": effect.gather_id, "calls": len(effect.calls)})}
+            case fx.Note():
+                return {"kind": effect.kind, "reason": effect.reason or None, "detail": _text(effect.data)}
+        return {}
+
+    def _scale(self, effect: fx.ScaleTo) -> dict[str, Any]:
+        out: dict[str, Any] = {"policy": "planner", "reason": effect.reason or None, "detail": _text({"plan_id": effect.plan_id, "targets": dict(effect.targets)})}
+        if len(effect.targets) == 1:
+            pool, target = effect.targets[0]
+            out.update(pool=pool, value=target, value_before=self._targets.get(pool))
+        self._targets.update(effect.targets)
+        return out
+
+    def decisions(self) -> pa.Table:
+        return tables.arrow_table("decisions", _by_column(_NAMES, self._rows))
+
+    def notes(self) -> pa.Table:
+        return tables.arrow_table("notes", _by_column(_NOTE_NAMES, self._notes))
+
+
+def _by_column(names: tuple[str, ...], rows: list[tuple[Any, ...]]) -> dict[str, Any]:
+    found = list(zip(*rows)) if rows else [()] * len(names)
+    return dict(zip(names, found))

@@ -1,0 +1,146 @@
+"""The `fleet` part of a scenario: pools of replicas alike in model, GPU and engine."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterator
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from windtunnel.errors import ConfigError, ConfigUnknownModelError
+from windtunnel.lab.dist_spec import DistSpec
+from windtunnel.lab.kinds import Spec, spec_of
+from windtunnel.lab.sentences import place
+from windtunnel.lab.yamlfile import Document, dotted
+from windtunnel.sim.engine import EngineConfig
+
+EngineSpec = spec_of(EngineConfig)
+# Boot stages (s) of labelled assumptions; weights_s is always weights bytes / load_bw unless it is given.
+STARTUPS = {"warm": {}, "cold_node": {"node_s": 120.0, "image_s": 45.0, "compile_s": 30.0}, "serverless": {"image_s": 8.0, "compile_s": 10.0}}
+
+
+class RooflineSpec(Spec):
+    """Step times from the model's shape and the GPU's peak rates; uncalibrated."""
+
+    kind: Literal["roofline"]
+    dtype: str = Field("bf16", description="Weights: bf16, fp8, int8, fp4 or int4.")
+    kv_dtype: str = "bf16"
+
+
+class AffineSpec(Spec):
+    """Step seconds = c0 + c1·prefill tokens + c2·sequences + c3·KV tokens + c4·Σ chunk·(computed + chunk/2)."""
+
+    kind: Literal["affine"]
+    c0: float = Field(ge=0)
+    c1: float = 0.0
+    c2: float = 0.0
+    c3: float = 0.0
+    c4: float = 0.0
+
+
+class TableSpec(Spec):
+    """Step seconds from a CSV by batch (and mean KV)."""
+
+    kind: Literal["table"]
+    path: str
+    mode: Literal["linear", "ceil"] = "linear"
+
+
+class VidurSpec(Spec):
+    """The roofline behind Vidur's tables: Llama-3-8B on one H100 SXM."""
+
+    kind: Literal["vidur"]
+
+
+ProfileSpec = Annotated[RooflineSpec | AffineSpec | TableSpec | VidurSpec, Field(discriminator="kind")]
+
+
+class StartupSpec(Spec):
+    """Boot stages (s), each a number or a distribution. A stage that is not given is the preset's."""
+
+    preset: Literal["warm", "cold_node", "serverless"] = "warm"
+    node_s: DistSpec | None = None
+    image_s: DistSpec | None = None
+    weights_s: DistSpec | None = Field(None, description="Left out: weights bytes / load_bw.")
+    compile_s: DistSpec | None = None
+    load_bw: float = Field(2e9, gt=0, description="Bytes per second at which weights reach the GPU.")
+
+    stages: ClassVar[tuple[str, ...]] = ("node_s", "image_s", "weights_s", "compile_s")
+
+
+class PriceSpec(Spec):
+    """What one GPU costs, with the day and place the number is from."""
+
+    usd_per_hour: float = Field(ge=0)
+    as_of: str = ""
+    source: str = ""
+
+    @field_validator("as_of")
+    @classmethod
+    def _a_day(cls, value: str) -> str:
+        if value:
+            try:
+                datetime.date.fromisoformat(value)
+            except ValueError:
+                raise ValueError(f'expected a day such as "2026-11-01", got "{value}"') from None
+        return value
+
+
+class ScrapeSpec(Spec):
+    """How often the engine's metrics are read."""
+
+    interval_s: float = Field(1.0, gt=0)
+
+
+class PoolSpec(Spec):
+    """Replicas alike. `replicas` serve from the start; a planner moves between min and max."""
+
+    model: str
+    gpu: str
+    tp: int = Field(1, ge=1, le=64)
+    role: Literal["agg"] = "agg"
+    replicas: int = Field(1, ge=0)
+    min: int = Field(0, ge=0)
+    max: int | None = Field(None, ge=0)
+    engine: EngineSpec = Field(default_factory=EngineSpec)  # type: ignore[valid-type]
+    profile: ProfileSpec = Field(default_factory=lambda: RooflineSpec(kind="roofline"))
+    startup: StartupSpec = Field(default_factory=StartupSpec)
+    price: PriceSpec | None = Field(None, description="Left out: the catalogue's example price, if it has one.")
+    weight: float = Field(1.0, gt=0, description="Speed relative to the other pools, for routing.")
+    scrape: ScrapeSpec = Field(default_factory=ScrapeSpec)
+    drain_timeout_s: float = Field(120.0, ge=0)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> PoolSpec:
+        if self.max is not None and self.max < max(self.min, self.replicas):
+            raise ValueError(f"max {self.max} is below {'replicas' if self.replicas > self.min else 'min'} {max(self.min, self.replicas)}")
+        if self.min > self.replicas:
+            raise ValueError(f"min {self.min} is above replicas {self.replicas}")
+        return self
+
+
+class FleetSpec(Spec):
+    """The simulated fleet."""
+
+    pools: dict[str, PoolSpec] = Field(min_length=1)
+    network_s: float = Field(0.0, ge=0, description="One way between control and engine (s).")
+
+    @property
+    def only_model(self) -> str:
+        """The model that requests without one ask for: the first pool's."""
+        return next(iter(self.pools.values())).model
+
+    def wrong_names(self, doc: Document) -> Iterator[ConfigError]:
+        """Models and GPUs that are not in the catalogue."""
+        from windtunnel.sim.catalog import gpu, model
+
+        for name, pool in self.pools.items():
+            for key, find, given in (("model", model, pool.model), ("gpu", gpu, pool.gpu)):
+                try:
+                    find(given)
+                except ConfigUnknownModelError as error:
+                    path: tuple[Any, ...] = ("fleet", "pools", name, key)
+                    label, error.where = place(doc, path)
+                    error.message = f"{label}{dotted(path)}: {error.message}"
+                    yield error

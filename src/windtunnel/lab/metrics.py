@@ -1,0 +1,255 @@
+"""Metrics: statistics of columns, good requests, the time base, and the expressions that name them.
+
+Percentiles interpolate linearly between order statistics (position (n-1)·p); std is that of the population; latency statistics cover
+successes. `adj_*` percentiles add every other request as +infinity, so that refusing the slow ones cannot improve them.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from windtunnel.errors import ConfigMetricError
+from windtunnel.events import PRIORITIES
+from windtunnel.lab import tables
+
+Floats = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+PERCENTILES: Mapping[str, float] = {f"p{p}": p / 100.0 for p in (1, 5, 10, 25, 50, 75, 90, 95, 99)}
+STATS = ("avg", "min", "max", "std", *PERCENTILES, "count", "sum")
+ADJUSTED: Mapping[str, float] = {f"adj_{name}": q for name, q in PERCENTILES.items() if q >= 0.5}
+NUMERIC = tuple(c.name for c in tables.REQUESTS if c.kind in ("float", "int"))
+LATENCIES = ("ttft_s", "ttfo_s", "tpot_s", "e2e_s", "e2e_per_token_s", "control_queue_s", "engine_queue_s", "queue_s", "effective_ttft_s", "effective_e2e_s")
+FILTERS = ("tenant", "priority", "pool", "replica", "session", "phase", "outcome")
+_EXPRESSION = re.compile(r"\s*([a-z][a-z0-9_]*)((?:\.[a-z][a-z0-9_]*)?)\s*(?:\[([^\[\]]*)\])?\s*", re.IGNORECASE)
+_RANGE = re.compile(r"(-?[0-9.eE+]+)\.\.(-?[0-9.eE+]+)")
+
+
+class Requests:
+    """A `requests` table as arrays: numbers as float64 with NaN for unknown, words as codes. Columns are converted when first asked for."""
+
+    def __init__(self, table: pa.Table, keep: Mask | None = None) -> None:
+        self._table = table.unify_dictionaries()
+        self._numbers: dict[str, Floats] = {}
+        self._words: dict[str, tuple[NDArray[np.int32], list[str]]] = {}
+        counted = ~self.flags("marked") & self.is_word("phase", "profiling")
+        self.keep: Mask = counted if keep is None else counted & keep
+
+    def __len__(self) -> int:
+        return int(self.keep.sum())
+
+    def flags(self, name: str) -> Mask:
+        """A whole column of booleans, unknown as False."""
+        return np.asarray(self._table.column(name).fill_null(False).combine_chunks().to_numpy(zero_copy_only=False), dtype=bool)
+
+    def only(self, keep: Mask) -> Requests:
+        """The same arrays, fewer rows counted."""
+        out = object.__new__(Requests)
+        out._table, out._numbers, out._words, out.keep = self._table, self._numbers, self._words, self.keep & keep
+        return out
+
+    def number(self, name: str) -> Floats:
+        """A whole numeric column, all rows."""
+        found = self._numbers.get(name)
+        if found is None:
+            column = self._table.column(name).cast(pa.float64())
+            if column.null_count:
+                column = column.fill_null(math.nan)
+            found = self._numbers[name] = np.asarray(column.to_numpy(), dtype="f8")
+        return found
+
+    def words(self, name: str) -> tuple[NDArray[np.int32], list[str]]:
+        """(code per row, -1 unknown; the words)."""
+        found = self._words.get(name)
+        if found is None:
+            column = self._table.column(name)
+            if not pa.types.is_dictionary(column.type):
+                column = column.dictionary_encode()
+            chunk = column.combine_chunks()
+            if isinstance(chunk, pa.ChunkedArray):
+                chunk = chunk.chunk(0) if chunk.num_chunks else pa.array([], tables.TYPES["word"])
+            codes = np.asarray(pc.fill_null(chunk.indices, -1).to_numpy(zero_copy_only=False), dtype=np.int32)
+            found = self._words[name] = (codes, chunk.dictionary.to_pylist())
+        return found
+
+    def is_word(self, name: str, *wanted: str) -> Mask:
+        codes, words = self.words(name)
+        return np.isin(codes, [i for i, w in enumerate(words) if w in wanted])
+
+    @cached_property
+    def success(self) -> Mask:
+        return self.is_word("outcome", "success")
+
+    def values(self, name: str) -> Floats:
+        """The counted, known values of a column; of successes only where the column is a latency."""
+        keep = self.keep & self.success if name in LATENCIES else self.keep
+        x = self.number(name)[keep]
+        return x[~np.isnan(x)]
+
+
+def statistics(values: Floats, wanted: Sequence[str] = STATS) -> dict[str, float | None]:
+    """The wanted statistics of values without NaN, plus `n`; all None but `count` and `n` if there are none."""
+    n = len(values)
+    out: dict[str, float | None] = {"n": n}
+    quantiles = [s for s in wanted if s in PERCENTILES]
+    if quantiles and n:
+        found = np.percentile(values, [100.0 * PERCENTILES[s] for s in quantiles])
+        out.update(zip(quantiles, map(float, found)))
+    for name in wanted:
+        if name == "count":
+            out[name] = n
+        elif name in PERCENTILES:
+            out.setdefault(name, None)
+        else:
+            out[name] = _simple(values, name) if n else None
+    return out
+
+
+def _simple(values: Floats, name: str) -> float:
+    match name:
+        case "avg":
+            return float(values.mean())
+        case "min":
+            return float(values.min())
+        case "max":
+            return float(values.max())
+        case "std":
+            return float(values.std())
+    return float(values.sum())
+
+
+def adjusted(values: Floats, others: int, q: float) -> float | None:
+    """Upper order statistic (index ceil((n-1)·q)) of values and `others` times +infinity; None without any."""
+    n = len(values) + others
+    if not n:
+        return None
+    index = math.ceil((n - 1) * q - 1e-9)
+    return math.inf if index >= len(values) else float(np.partition(values, index)[index])
+
+
+def bounds_of(slo: Mapping[str, Any] | None) -> dict[str | None, dict[str, float]]:
+    """The SLO by priority class (None: every class): column → bound, seconds. `attainment` is a target share, no bound."""
+    given = {k: v for k, v in (slo or {}).items() if k != "attainment" and v is not None}
+    if any(isinstance(v, Mapping) for v in given.values()):
+        return {name: {k: float(b) for k, b in v.items() if k != "attainment" and b is not None} for name, v in given.items() if isinstance(v, Mapping)}
+    return {None: {k: float(v) for k, v in given.items()}} if given else {}
+
+
+@dataclass(frozen=True, slots=True)
+class Good:
+    """Which rows are good (success and every bound met) and, per bound, which met it or were not asked."""
+
+    good: Mask
+    met: Mapping[str, Mask]
+
+
+def goods(rows: Requests, slo: Mapping[str, Any] | None) -> Good:
+    """Good rows. An unknown value fails its bound, except `tpot_s` of a reply of 0 or 1 tokens, which is not asked."""
+    success = rows.success
+    good, met = success.copy(), {}
+    for priority, bounds in bounds_of(slo).items():
+        of_class = np.ones(len(success), dtype=bool) if priority is None else rows.is_word("priority", priority)
+        for column, bound in bounds.items():
+            if column not in NUMERIC:
+                raise ConfigMetricError(f'slo: "{column}" is no column of requests')
+            with np.errstate(invalid="ignore"):
+                ok = rows.number(column) <= bound
+            if column == "tpot_s":
+                ok |= np.nan_to_num(rows.number("output_tokens"), nan=2.0) < 2
+            ok |= ~of_class
+            good &= ok
+            met[column] = met[column] & ok if column in met else success & ok
+    return Good(good, met)
+
+
+@dataclass(frozen=True, slots=True)
+class Expression:
+    """`name[.stat][filters]`, e.g. `ttft_s.p99[tenant=acme,t=120..300]`. stat "" for a scalar."""
+
+    name: str
+    stat: str
+    filters: tuple[tuple[str, str], ...] = ()
+    t: tuple[float, float] | None = None
+
+    @classmethod
+    def parse(cls, text: str, scalars: Sequence[str]) -> Expression:
+        """Read an expression; `scalars` are the names that need no statistic. Raises ConfigMetricError with what is wrong and what to write."""
+        match = _EXPRESSION.fullmatch(text)
+        if match is None:
+            raise ConfigMetricError(f'metric "{text}" is not name[.stat][filters]', hint="for example ttft_s.p99[tenant=acme,t=120..300]")
+        name, stat = match[1], match[2][1:]
+        if stat and f"{name}.{stat}" in scalars:
+            name, stat = f"{name}.{stat}", ""
+        elif name in NUMERIC or name == "itl_s":
+            _check_stat(text, name, stat)
+        elif name.startswith("slo_attainment"):
+            name, stat = f"{name}.{stat}" if stat else name, ""
+        elif name not in scalars or stat:
+            raise ConfigMetricError(f'metric "{text}": unknown name "{name}{"." + stat if stat else ""}"', hint=_close(name, (*NUMERIC, *scalars)))
+        filters, t = _filters(text, match[3])
+        return cls(name, stat, filters, t)
+
+    def keep(self, rows: Requests) -> Mask:
+        """The rows that pass the filters."""
+        out = np.ones(len(rows.keep), dtype=bool)
+        for key, word in self.filters:
+            out &= rows.is_word(key, word)
+        if self.t is not None:
+            arrived = rows.number("arrived_s")
+            out &= (arrived >= self.t[0]) & (arrived < self.t[1])
+        return out
+
+
+def _check_stat(text: str, name: str, stat: str) -> None:
+    if not stat:
+        raise ConfigMetricError(f'metric "{text}" needs a statistic', hint=f"for example {name}.p99")
+    if stat not in STATS and stat not in ADJUSTED:
+        raise ConfigMetricError(f'metric "{text}": unknown statistic "{stat}"', hint=f"one of {', '.join((*STATS, *ADJUSTED))}")
+
+
+def _filters(text: str, inside: str | None) -> tuple[tuple[tuple[str, str], ...], tuple[float, float] | None]:
+    filters, t = [], None
+    for part in (inside or "").split(","):
+        if not part.strip():
+            if inside is not None and inside.strip():
+                raise ConfigMetricError(f'metric "{text}": an empty filter')
+            continue
+        key, equals, value = (p.strip() for p in part.partition("="))
+        if not equals or not value:
+            raise ConfigMetricError(f'metric "{text}": filter "{part.strip()}" is not key=value')
+        if key == "t":
+            t = _times(text, value)
+        elif key in FILTERS:
+            if key == "priority" and value not in PRIORITIES and not value.isdecimal():
+                raise ConfigMetricError(f'metric "{text}": unknown priority "{value}"', hint=f"one of {', '.join(PRIORITIES)}")
+            filters.append((key, value))
+        else:
+            raise ConfigMetricError(f'metric "{text}": unknown filter "{key}"', hint=f"one of {', '.join((*FILTERS, 't'))}")
+    return tuple(filters), t
+
+
+def _times(text: str, value: str) -> tuple[float, float]:
+    match = _RANGE.fullmatch(value)
+    try:
+        a, b = (float(match[1]), float(match[2])) if match else (math.nan, math.nan)
+    except ValueError:
+        a = b = math.nan
+    if not a < b:
+        raise ConfigMetricError(f'metric "{text}": t={value} is not a range', hint="write t=120..300 (run seconds, from and up to)")
+    return a, b
+
+
+def _close(name: str, known: Sequence[str]) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(name, known, n=3)
+    return "did you mean " + " or ".join(f'"{c}"' for c in close) + "?" if close else ""

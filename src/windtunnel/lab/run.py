@@ -1,0 +1,225 @@
+"""`Run`: the record of a flight. Tables, summary, metrics; saved as Parquet with a manifest, loaded with its hashes checked."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import pandas as pd
+
+from windtunnel.errors import RunCorruptError, RunNotRecordedError
+from windtunnel.lab import columns, metrics, render, store
+from windtunnel.lab.metrics import Expression, Requests
+from windtunnel.lab.summary import Summary, names_of, number
+from windtunnel.lab.tables import Tables
+
+if TYPE_CHECKING:
+    from windtunnel.lab.scenario import Scenario
+
+
+@dataclass(slots=True)
+class RunMeta:
+    """What a run says about itself, beside its tables.
+
+    planned_s: duration if one was set; loop: of the source; slo: column → bound in s (or per priority class); control_spec: resolved
+    `control` section; started_at: UTC, ISO; warmup_s and cooldown_s mark requests at both ends; concurrency: of a closed loop by counts.
+    """
+
+    name: str
+    world: Literal["simulated", "live"] = "simulated"
+    mode: str = "simulated"
+    seed: int = 0
+    replication: int = 0
+    complete: bool = False
+    degraded: bool = False
+    provenance: str = ""
+    planned_s: float | None = None
+    loop: str = "open"
+    wall_s: float = 0.0
+    cpu_s: float = 0.0
+    slo: Mapping[str, Any] = field(default_factory=dict)
+    record: str = "requests"
+    control_spec: Mapping[str, Any] | None = None
+    scenario_digest: str = ""
+    started_at: str = ""
+    warmup_s: float | Literal["mser5"] = 0.0
+    cooldown_s: float = 0.0
+    concurrency: float | None = None
+    question: str = ""
+    command: str = ""
+
+    @property
+    def run_id(self) -> str:
+        """`<name>-<digest[:8]>-s<seed>r<replication>`; live runs add their start."""
+        parts = [self.name, self.scenario_digest[:8], f"s{self.seed}r{self.replication}"]
+        if self.world == "live" and self.started_at:
+            digits = "".join(c for c in self.started_at[:19] if c.isdigit())
+            parts.append(f"{digits[:8]}T{digits[8:]}Z")
+        return "-".join(p for p in parts if p)
+
+
+class Run:
+    """The record of one flight; never changes. Tables are pandas frames, read or made when first asked for.
+
+    requests, decisions, replicas, steps, series, notes: raise RunNotRecordedError if the record level does not hold them.
+    """
+
+    def __init__(self, meta: RunMeta, tables: Tables, scenario: Scenario | None = None, *, directory: Path | None = None) -> None:
+        self.meta, self.tables, self.directory = meta, tables, directory
+        self._scenario = scenario
+        self._summary: Summary | None = None
+        if directory is None and (meta.warmup_s or meta.cooldown_s):
+            tables.change("requests", lambda t: columns.marked(t, meta.warmup_s, meta.cooldown_s, meta.planned_s))
+
+    # -- what it says about itself ----------------------------------------------------------------------------------------------------
+
+    id = property(lambda self: self.meta.run_id)
+    world = property(lambda self: self.meta.world)
+    mode = property(lambda self: self.meta.mode)
+    seed = property(lambda self: self.meta.seed)
+    replication = property(lambda self: self.meta.replication)
+    complete = property(lambda self: self.meta.complete)
+    degraded = property(lambda self: self.meta.degraded)
+    provenance = property(lambda self: self.meta.provenance)
+
+    @property
+    def scenario(self) -> Scenario | None:
+        """The scenario it was made from, or None; a loaded run reads its resolved `scenario.yaml`."""
+        if self._scenario is None and self.directory is not None and (path := self.directory / "scenario.yaml").exists():
+            from windtunnel.lab.scenario import Scenario
+
+            self._scenario = Scenario.load(path)
+        return self._scenario
+
+    # -- tables -------------------------------------------------------------------------------------------------------------------
+
+    @property
+    def requests(self) -> pd.DataFrame:
+        """One row per original request."""
+        return self.tables.frame("requests")
+
+    @property
+    def decisions(self) -> pd.DataFrame:
+        """One row per effect; needs record: decisions."""
+        return self.tables.frame("decisions")
+
+    @property
+    def replicas(self) -> pd.DataFrame:
+        """One row per life of a replica."""
+        return self.tables.frame("replicas")
+
+    @property
+    def steps(self) -> pd.DataFrame:
+        """One row per run of equal engine steps; needs record: full."""
+        return self.tables.frame("steps")
+
+    @property
+    def series(self) -> pd.DataFrame:
+        """One row per sample."""
+        return self.tables.frame("series")
+
+    @property
+    def notes(self) -> pd.DataFrame:
+        """One row per note of a policy; needs record: full."""
+        return self.tables.frame("notes")
+
+    # -- numbers ------------------------------------------------------------------------------------------------------------------
+
+    def summary(self, slo: Mapping[str, Any] | None = None, *, by: str | None = None, window: tuple[float, float] | None = None) -> Summary:
+        """The run in numbers. slo None: the scenario's; by: tenant, priority, pool or phase; window: arrivals in [from, to) run seconds."""
+        if slo is None and by is None and window is None:
+            if self._summary is None:
+                self._summary = Summary(self)
+            return self._summary
+        return Summary(self, slo, by=by, window=window)
+
+    def metric(self, expression: str) -> float | None:
+        """One number by name: a scalar (`goodput_rps`) or `column.stat[filters]` (`ttft_s.p99[tenant=acme,t=120..300]`); None without data.
+
+        Raises ConfigMetricError for an expression that means nothing.
+        """
+        found = Expression.parse(expression, names_of(self.meta.slo))
+        if found.name == "itl_s":
+            raise RunNotRecordedError(f'itl_s needs record: full and an engine that reports its steps; this run has "{self.tables.level}"')
+        if not found.stat:
+            return self._scalar(found)
+        rows = Requests(self.tables.arrow("requests"))
+        part = rows.only(found.keep(rows))
+        values = part.values(found.name)
+        if found.stat in metrics.ADJUSTED:
+            lost = len(part) - int((part.keep & part.success).sum())
+            return metrics.adjusted(values, lost, metrics.ADJUSTED[found.stat])
+        return metrics.statistics(values, (found.stat,))[found.stat]
+
+    def _scalar(self, found: Expression) -> float | None:
+        if not found.filters:
+            value = (self.summary() if found.t is None else self.summary(window=found.t)).values.get(found.name)
+        else:
+            value = Summary(self, window=found.t, only=found.keep).values.get(found.name)
+        return None if value is None or isinstance(value, str) else float(value)
+
+    # -- looks --------------------------------------------------------------------------------------------------------------------
+
+    def figure(self, name: str, **options: Any) -> Any:
+        """A picture by name; needs the cockpit."""
+        return render.figure(self, name, **options)
+
+    def report(self, path: str | Path, **options: Any) -> Path:
+        """One HTML file with everything; needs the cockpit."""
+        return render.report(self, Path(path), **options)
+
+    def lines(self) -> list[str]:
+        """The text twin, line by line."""
+        summary, meta = self.summary(), self.meta
+        offered = summary.values["offered"]
+        badge = meta.world.upper() if meta.world == "simulated" else f"LIVE {meta.mode}"
+        head = f"Run {self.id}   {badge}   {number(summary.values['window_s'])} s, {offered:,} requests, seed {meta.seed}"
+        notes = [word for word, so in (("INCOMPLETE", not meta.complete), ("DEGRADED", meta.degraded)) if so]
+        out = [head + ("   " + " ".join(notes) if notes else ""), *summary.lines()]
+        if meta.provenance:
+            out.append(f"timing  {meta.provenance}")
+        out.append('next    run.summary(by="tenant").by · run.requests · run.save("runs/x")')
+        return [line if len(line) <= 80 else line[:79] + "…" for line in out]
+
+    def __repr__(self) -> str:
+        return "\n".join(self.lines())
+
+    def _repr_html_(self) -> str:
+        return render.html(self)
+
+    # -- saving and loading -----------------------------------------------------------------------------------------------------------
+
+    def save(self, directory: str | Path, *, overwrite: bool = False) -> Path:
+        """Write the run's directory: tables as Parquet, summary, manifest, scenario, log. All or nothing.
+
+        Raises ConfigFileError if the directory exists and is not a run, or is one and `overwrite` is False.
+        """
+        target = Path(directory)
+        made = store.begin(target, overwrite=overwrite)
+        try:
+            store.write(self, made)
+            store.commit(made, target)
+        except BaseException:
+            shutil.rmtree(made, ignore_errors=True)
+            raise
+        return target
+
+    @classmethod
+    def load(cls, directory: str | Path, *, verify: bool = True) -> Run:
+        """Read a saved run. verify: check every file's hash.
+
+        Raises RunCorruptError naming a missing or altered file, RunVersionError if a newer windtunnel wrote it.
+        """
+        where = Path(directory)
+        found = store.read(where, verify=verify)
+        try:
+            given = {f.name: found["meta"][f.name] for f in dataclasses.fields(RunMeta) if f.name in found["meta"]}
+            meta, end_s = RunMeta(**given), float(found["end_s"])
+        except (KeyError, TypeError, ValueError) as e:
+            raise RunCorruptError(f"manifest.json does not say {e}", where=str(where)) from None
+        names = [n.removesuffix(".parquet") for n in found["files"] if n.endswith(".parquet")]
+        return cls(meta, Tables.from_directory(meta.record, where, names, end_s=end_s), directory=where)

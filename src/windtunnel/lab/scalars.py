@@ -1,0 +1,274 @@
+"""The scalars of a summary, exactly as defined. Rows of the warm-up, the cool-down and of other phases are left out everywhere."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from windtunnel.lab import metrics
+from windtunnel.lab.metrics import Floats, Requests
+
+if TYPE_CHECKING:
+    from windtunnel.lab.run import Run
+
+COUNTS = ("offered", "completed", "rejected", "timed_out", "cancelled", "failed", "good")
+PARTIAL = (*COUNTS, "offered_rps", "success_fraction", "rejected_fraction", "timeout_fraction", "failed_fraction", "good_fraction", "goodput_rps",
+           "request_rps", "input_tps", "output_tps", "total_tps", "wasted_tokens", "prefix_hit_rate", "prefix_hit_n", "retries_per_request",
+           "lag_p99_s")
+WHOLE = ("window_s", "makespan_s", "in_flight.avg", "in_flight.max", "waiting.avg", "waiting.max", "kv_used_fraction.avg", "kv_used_fraction.max",
+         "utilisation", "jain", "service_gap_max", "gpu_hours", "usd", "usd_per_hour", "kwh", "usd_per_1k_good", "usd_per_mtok", "good_rps_per_usd_hour",
+         "perfect_gpu_hours", "regret_gpu_hours", "decision_count", "scale_reversals", "per_step_share")
+NAMES = (*PARTIAL, *WHOLE)
+W_IN, W_OUT = 1.0, 2.0
+REVERSAL_S = 600.0
+
+
+def ratio(a: float | None, b: float | None) -> float | None:
+    """a / b, None if either is unknown or b is 0."""
+    return None if a is None or not b else a / b
+
+
+class Window:
+    """The time base: [start, start + window_s). basis: planned, elapsed, padded, or given by the caller.
+
+    planned: duration, or the last intended arrival of an open loop; elapsed: the last terminal event; both from the start of the phase,
+    which is the end of the warm-up. A closed loop that stopped by counts is padded by what failed requests would still have occupied.
+    """
+
+    def __init__(self, run: Run, rows: Requests, window: tuple[float, float] | None) -> None:
+        meta, keep = run.meta, rows.keep
+        arrived, ended = rows.number("arrived_s"), rows.number("ended_s")
+        self.start = _phase_start(meta, rows) if window is None else window[0]
+        last = float(np.nanmax(ended[keep])) if keep.any() and not np.isnan(ended[keep]).all() else self.start
+        self.makespan_s = max(0.0, last - self.start)
+        if window is not None:
+            self.window_s, self.basis = window[1] - window[0], "given"
+            return
+        planned = _planned(meta, rows, arrived) - self.start
+        self.window_s, self.basis = (planned, "planned") if planned >= self.makespan_s else (self.makespan_s, "elapsed")
+        if meta.loop == "closed" and meta.planned_s is None and meta.concurrency:
+            pad = _pad(rows, arrived, ended, meta.concurrency)
+            if pad > 0.0:
+                self.window_s, self.basis = self.window_s + pad, "padded"
+
+
+def _phase_start(meta: Any, rows: Requests) -> float:
+    """Where the warm-up ends: as given, or at the first counted arrival if it was found by MSER-5."""
+    if meta.warmup_s != "mser5":
+        return float(meta.warmup_s)
+    counted = rows.number("arrived_s")[rows.keep]
+    marked = rows.number("arrived_s")[rows.flags("marked")]
+    if not len(counted) or not len(marked) or marked.min() > counted.min():
+        return 0.0
+    return float(counted.min())
+
+
+def _planned(meta: Any, rows: Requests, arrived: Floats) -> float:
+    if meta.planned_s is not None:
+        return float(meta.planned_s) - meta.cooldown_s
+    if meta.loop != "open" or not rows.keep.any():
+        return 0.0
+    intended = np.where(np.isnan(rows.number("intended_s")), arrived, rows.number("intended_s"))
+    return float(intended[rows.keep].max())
+
+
+def _pad(rows: Requests, arrived: Floats, ended: Floats, concurrency: float) -> float:
+    won = rows.keep & rows.success
+    if not won.any():
+        return 0.0
+    usual = float(np.median((ended - arrived)[won]))
+    occupied = (ended - arrived)[rows.keep & ~rows.success]
+    return float(np.maximum(0.0, usual - occupied[~np.isnan(occupied)]).sum()) / concurrency
+
+
+def part_of(run: Run, rows: Requests, slo: Mapping[str, Any], window: tuple[float, float] | None, base: Window | None = None) -> dict[str, Any]:
+    """The scalars that are defined for any part of the requests; rates are over the window of the whole run."""
+    if base is None:
+        base = Window(run, Requests(run.tables.arrow("requests")), window)
+    keep, seconds = rows.keep, base.window_s
+    won = keep & rows.success
+    rejected = keep & rows.is_word("outcome", "rate_limited")
+    late = keep & rows.is_word("outcome", "provider_timeout", "local_timeout")
+    left = keep & rows.is_word("outcome", "local_cancelled")
+    offered, done, refused, timed, gone = (int(np.count_nonzero(m)) for m in (keep, won, rejected, late, left))
+    good = metrics.goods(rows, slo)
+    n_good = int((good.good & keep).sum())
+    tokens_in, tokens_out = float(np.nansum(rows.number("input_tokens")[won])), float(np.nansum(rows.number("output_tokens")[won]))
+    hit, asked, hits = _prefix(rows)
+    attempts = float(rows.number("attempts")[keep].sum())
+    lags = rows.values("lag_s") if run.meta.loop == "open" else np.empty(0)
+    out: dict[str, Any] = {
+        "offered": offered, "completed": done, "rejected": refused, "timed_out": timed, "cancelled": gone,
+        "failed": offered - done - refused - timed - gone, "good": n_good, "offered_rps": ratio(offered, seconds),
+        "success_fraction": ratio(done, offered), "rejected_fraction": ratio(refused, offered), "timeout_fraction": ratio(timed, offered),
+        "failed_fraction": ratio(offered - done - refused - timed, offered), "good_fraction": ratio(n_good, offered),
+        "goodput_rps": ratio(n_good, seconds), "request_rps": ratio(done, seconds), "input_tps": ratio(tokens_in, seconds),
+        "output_tps": ratio(tokens_out, seconds), "total_tps": ratio(tokens_in + tokens_out, seconds),
+        "wasted_tokens": int(np.nansum(rows.number("wasted_tokens")[keep])), "prefix_hit_rate": ratio(hit, asked), "prefix_hit_n": hits,
+        "retries_per_request": None if not offered else attempts / offered - 1.0,
+        "lag_p99_s": float(np.percentile(lags, 99)) if len(lags) else None,
+    }
+    for column, met in good.met.items():
+        out[f"slo_attainment.{column}"] = ratio(int((met & keep).sum()), offered)
+    return out
+
+
+def scalars_of(run: Run, rows: Requests, slo: Mapping[str, Any], window: tuple[float, float] | None) -> dict[str, Any]:
+    """All scalars; what is unknown or was not recorded is None."""
+    base = Window(run, rows, window)
+    out = part_of(run, rows, slo, window, base)
+    out |= {"window_s": base.window_s, "basis": base.basis, "makespan_s": base.makespan_s}
+    out |= _occupancy(rows, base)
+    out |= _fairness(run, rows, base)
+    out |= _series(run, base)
+    out |= _cost(run, out)
+    out["per_step_share"] = out["perfect_gpu_hours"] = out["regret_gpu_hours"] = None
+    out["decision_count"] = len(run.tables.arrow("decisions")) if "decisions" in run.tables.names else None
+    return out
+
+
+def _prefix(rows: Requests) -> tuple[float, float, int]:
+    cached, prompt = rows.number("cached_tokens"), rows.number("input_tokens")
+    known = rows.keep & ~np.isnan(cached) & ~np.isnan(prompt)
+    return float(cached[known].sum()), float(prompt[known].sum()), int(known.sum())
+
+
+def _occupancy(rows: Requests, base: Window) -> dict[str, float | None]:
+    """Time-weighted means and maxima of requests in flight and waiting, from the requests' own times. All rows count: they were there."""
+    arrived, sent, ended = rows.number("arrived_s"), rows.number("dispatched_s"), rows.number("ended_s")
+    end = base.start + base.window_s
+    until = np.where(np.isnan(ended), end, ended)
+    left_queue = np.where(np.isnan(sent), until, sent)
+    flying = ~np.isnan(sent)
+    flight, wait = (sent[flying], until[flying]), (arrived, left_queue)
+    return {
+        "in_flight.avg": _mean_open(*flight, base), "in_flight.max": _max_open(*flight),
+        "waiting.avg": _mean_open(*wait, base), "waiting.max": _max_open(*wait),
+    }
+
+
+def _mean_open(start: Floats, end: Floats, base: Window) -> float | None:
+    if base.window_s <= 0.0:
+        return None
+    lo, hi = base.start, base.start + base.window_s
+    return float(np.maximum(0.0, np.minimum(end, hi) - np.maximum(start, lo)).sum()) / base.window_s
+
+
+def _max_open(start: Floats, end: Floats) -> int:
+    """The most intervals open at once; an interval of no length does not count."""
+    some = end > start
+    if not some.any():
+        return 0
+    starts, ends = np.sort(start[some]), np.sort(end[some])
+    return int((np.arange(1, len(starts) + 1) - np.searchsorted(ends, starts, side="right")).max())
+
+
+def _fairness(run: Run, rows: Requests, base: Window) -> dict[str, float | None]:
+    """Jain's index of service per weight over tenants with demand; the largest gap between tenants that waited throughout."""
+    codes, names = rows.words("tenant")
+    demand = np.unique(codes[rows.keep])
+    weights = weights_of(run, names)
+    done = rows.keep & rows.success
+    work = W_IN * np.nan_to_num(rows.number("input_tokens")) + W_OUT * np.nan_to_num(rows.number("output_tokens"))
+    served = np.bincount(codes[done], work[done], len(names))[demand] / weights[demand]
+    return {"jain": jain(served), "service_gap_max": _gap(rows, codes, work, weights, demand, base)}
+
+
+def weights_of(run: Run, names: list[str]) -> Floats:
+    """The fair-queue weight of each tenant, from the control's spec; `default` (1.0) for the others."""
+    given = (run.meta.control_spec or {}).get("tenants") or {}
+    weight = {k: float(v.get("weight", 1.0) if isinstance(v, Mapping) else v) for k, v in given.items()}
+    return np.array([weight.get(n, weight.get("default", 1.0)) for n in names])
+
+
+def jain(served: Floats) -> float | None:
+    """(sum s)^2 / (n · sum s^2); None if nobody got anything."""
+    squares = float((served**2).sum())
+    return float(served.sum()) ** 2 / (len(served) * squares) if squares else None
+
+
+def _gap(rows: Requests, codes: Any, work: Floats, weights: Floats, demand: Any, base: Window) -> float | None:
+    if not 2 <= len(demand) <= 64:
+        return None
+    arrived, sent, ended = rows.number("arrived_s"), rows.number("dispatched_s"), rows.number("ended_s")
+    left = np.where(np.isnan(sent), ended, sent)
+    last = float(arrived[rows.keep].max())
+    throughout = []
+    for tenant in demand:
+        of = rows.keep & (codes == tenant)
+        order = np.argsort(arrived[of])
+        begins, until = arrived[of][order], np.fmax.accumulate(left[of][order])
+        if until[-1] >= last and (begins[1:] <= until[:-1]).all() and begins[0] <= base.start + 0.01 * base.window_s:
+            throughout.append(tenant)
+    if len(throughout) < 2:
+        return None
+    done = rows.keep & rows.success & np.isin(codes, throughout)
+    order = np.argsort(ended[done], kind="stable")
+    who = codes[done][order]
+    each = (work[done] / weights[codes[done]])[order]
+    running = np.stack([np.cumsum(np.where(who == t, each, 0.0)) for t in throughout])
+    return float((running.max(axis=0) - running.min(axis=0)).max()) if running.shape[1] else None
+
+
+def _series(run: Run, base: Window) -> dict[str, float | None]:
+    """What only the samples know: KV use over the window, and how often the target turned back within 10 minutes."""
+    table = run.tables.arrow("series")
+    out: dict[str, float | None] = {"kv_used_fraction.avg": None, "kv_used_fraction.max": None, "scale_reversals": None}
+    if not len(table):
+        return out
+    names = pc.cast(table.column("name"), pa.string())
+    kv = table.filter(pc.equal(names, "kv_used_fraction"))
+    at, value = kv.column("t_s").to_numpy(), kv.column("value").to_numpy()
+    inside = (at >= base.start) & (at <= base.start + base.window_s) & ~np.isnan(value)
+    if inside.any():
+        out["kv_used_fraction.avg"], out["kv_used_fraction.max"] = float(value[inside].mean()), float(value[inside].max())
+    for name in ("replicas_target", "replicas_ready"):
+        some = table.filter(pc.equal(names, name))
+        if len(some):
+            out["scale_reversals"] = _reversals(some)
+            break
+    return out
+
+
+def _reversals(table: pa.Table) -> int:
+    frame = table.to_pandas()
+    found = 0
+    for _, one in frame.groupby("key", observed=True):
+        steps = np.diff(one["value"].to_numpy())
+        at = one["t_s"].to_numpy()[1:][steps != 0]
+        signs = np.sign(steps[steps != 0])
+        found += int(((signs[1:] != signs[:-1]) & (np.diff(at) <= REVERSAL_S)).sum())
+    return found
+
+
+def _cost(run: Run, values: Mapping[str, Any]) -> dict[str, float | None]:
+    """GPU-hours and money from provisioning to gone, of the whole run; an unknown price makes money unknown."""
+    table = run.tables.arrow("replicas")
+
+    def total(name: str) -> float | None:
+        column = table.column(name)
+        return None if not len(column) or column.null_count else float(pc.sum(column).as_py())
+
+    seconds, usd, busy = total("gpu_seconds"), total("usd"), total("busy_s")
+    ready = table.column("ready_s").to_numpy()
+    gone = np.where(np.isnan(g := table.column("gone_s").to_numpy()), run.tables.end_s, g)
+    served = float(np.nansum(gone - ready)) if len(table) else 0.0
+    hours = run.tables.end_s / 3600.0
+    per_hour = ratio(usd, hours)
+    tokens = (values["total_tps"] or 0.0) * values["window_s"]
+    thousand = ratio(usd, values["good"])
+    return {
+        "utilisation": ratio(busy, served), "gpu_hours": None if seconds is None else seconds / 3600.0, "usd": usd, "usd_per_hour": per_hour,
+        "kwh": total("kwh"), "usd_per_1k_good": None if thousand is None else thousand * 1000.0,
+        "usd_per_mtok": None if not tokens or usd is None else usd / tokens * 1e6,
+        "good_rps_per_usd_hour": ratio(values["goodput_rps"], per_hour) if not _nan(values["goodput_rps"]) else None,
+    }
+
+
+def _nan(value: float | None) -> bool:
+    return value is None or math.isnan(value)

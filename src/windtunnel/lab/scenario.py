@@ -1,0 +1,285 @@
+"""A scenario: fleet, source, control, service objectives and seed, as one checked, frozen object with a YAML form."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from pydantic import Field, PrivateAttr, ValidationError, model_validator
+
+from windtunnel.errors import ConfigError, ConfigValueError
+from windtunnel.lab import locate, overrides, registry
+from windtunnel.lab.control_spec import ControlSpec, preset_part
+from windtunnel.lab.fleet_spec import FleetSpec
+from windtunnel.lab.kinds import Spec
+from windtunnel.lab.schema import schema_text
+from windtunnel.lab.sentences import close_hint, explain, one_or_all
+from windtunnel.lab.slo_spec import KnobSpec, SloSpec
+from windtunnel.lab.source_spec import SourceSpec, is_endless
+from windtunnel.lab.yamlfile import Document, dump_yaml
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+    from windtunnel.lab.run import Run
+    from windtunnel.lab.worlds import Flight, Simulated
+    from windtunnel.policy.control import Control
+    from windtunnel.sim.fleet import FleetConfig
+    from windtunnel.sources.source import Source
+
+NOT_IN_DIGEST = ("name", "question", "compare", "knobs", "record", "seed")
+
+
+class Scenario(Spec):
+    """What is simulated. `Scenario.load("sims/azure-chat.yaml").run()`; change it with `with_({"fleet.pools.chat.replicas": 6})`."""
+
+    windtunnel: Literal[1] = Field(description="Version of this file format.")
+    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    question: str = Field("", description="The question that this scenario answers, in one sentence.")
+    duration_s: float | None = Field(None, gt=0, description="Arrivals end here (s); null: when the source is exhausted.")
+    warmup_s: float = Field(0.0, ge=0, description="Requests that arrive before this (s) are marked and left out of every metric.")
+    grace_s: float = Field(30.0, ge=0, description="How long requests may still run after duration_s (s) before their clients leave.")
+    seed: int = Field(0, ge=0, lt=2**63)
+    record: Literal["requests", "decisions", "full"] = "requests"
+    fleet: FleetSpec
+    source: SourceSpec
+    control: ControlSpec = Field(default_factory=ControlSpec)
+    slo: SloSpec = Field(default_factory=SloSpec)
+    compare: dict[str, dict[str, Any]] = Field({}, description="Named variants: dotted path to value.")
+    knobs: tuple[str | KnobSpec, ...] = Field((), description="Paths that a cockpit offers as controls.")
+    _base: Path = PrivateAttr(default_factory=Path)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.duration_s is None and is_endless(self.source):
+            raise ValueError("the source never ends; write duration_s, or a count in the source")
+        if self.duration_s is not None and self.warmup_s >= self.duration_s:
+            raise ValueError(f"warmup_s {self.warmup_s:g} leaves nothing of duration_s {self.duration_s:g}")
+        return self
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and self.model_dump() == other.model_dump()  # type: ignore[attr-defined]
+
+    __hash__ = None  # type: ignore[assignment]
+
+    # -- making ---------------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def load(cls, where: str | Path, *, overrides: Sequence[str] = (), variant: str | None = None, allow_imports: bool = False) -> Self:
+        """Read a scenario: a file, a bundled name, `file@variant`, or YAML text with line breaks.
+
+        overrides: "path=value" texts, applied after the variant. allow_imports: let `kind: pkg.mod:Class` import code.
+        Raises ConfigError (one mistake) or ScenarioErrors (several), each with file, line and dotted path.
+        """
+        doc, base, named = locate.open_scenario(where)
+        return cls._finished(doc, base, overrides=overrides, variant=variant or named, allow_imports=allow_imports)
+
+    @classmethod
+    def _finished(cls, doc: Document, base: Path, *, overrides: Sequence[str] = (), variant: str | None = None,
+                  allow_imports: bool = False) -> Self:
+        if not isinstance(doc.data, dict):
+            raise ConfigError("expected a mapping with windtunnel, name, fleet and source", where=doc.where(()))
+        if variant is not None and variant != "base":
+            doc = _applied(doc, _variant(doc.data, variant), f"variant {variant}")
+        if overrides:
+            doc = _applied(doc, changes_of(overrides), "--set")
+        return cls._checked(doc, base, allow_imports=allow_imports)
+
+    @classmethod
+    def _checked(cls, doc: Document, base: Path, *, allow_imports: bool = False) -> Self:
+        import_kinds(doc.data, allow_imports=allow_imports)
+        try:
+            made = cls.model_validate_json(json.dumps(doc.data), strict=True)
+        except ValidationError as error:
+            raise one_or_all(explain(error, doc, schema())) from None
+        wrong = list(made._wrong_names(doc))
+        if wrong:
+            raise one_or_all(wrong)
+        made._base = base
+        return made
+
+    def _wrong_names(self, doc: Document) -> Iterator[ConfigError]:
+        """Names that only other parts of the file, or the catalogues, can judge."""
+        yield from self.fleet.wrong_names(doc)
+        for name, changes in self.compare.items():
+            try:
+                overrides.check_paths(changes, f"compare.{name}")
+            except ConfigValueError as error:
+                error.where = doc.where(("compare", name))
+                yield error
+
+    def with_(self, changes: Mapping[str, Any]) -> Self:
+        """A new, validated scenario; keys are dotted paths as in --set, values plain data."""
+        return self._checked(_applied(Document(self._plain()), changes, ""), self._base, allow_imports=True)
+
+    def variant(self, name: str) -> Self:
+        """One of `compare`'s variants; "base" is the plain scenario."""
+        return self if name == "base" else self._checked(_applied(Document(self._plain()), _variant(self._plain(), name), f"variant {name}"),
+                                                         self._base, allow_imports=True)
+
+    def fast(self) -> Self:
+        """The same, at most 60 s long with at most 5 s of warm-up: for CI and first looks."""
+        return self.with_({"duration_s": min(60.0, self.duration_s or 60.0), "warmup_s": min(5.0, self.warmup_s)})
+
+    # -- saying ---------------------------------------------------------------------------------------------------------------
+
+    def _plain(self) -> dict[str, Any]:
+        return _kind_first(self.model_dump(mode="json", exclude_unset=True))  # type: ignore[no-any-return]
+
+    def resolved(self) -> dict[str, Any]:
+        """Plain data with every default and the preset's parts filled in."""
+        data = self.model_dump(mode="json")
+        data["control"] = self.control.resolved().model_dump(mode="json")
+        return _kind_first(data)  # type: ignore[no-any-return]
+
+    def dump(self, path: str | Path | None = None, *, resolved: bool = False) -> str:
+        """YAML that loads into an equal scenario; resolved: with every default written out. Also written to `path` if given."""
+        text = dump_yaml(self.resolved() if resolved else self._plain())
+        if path is not None:
+            Path(path).write_text(text, "utf-8")
+        return text
+
+    def diff(self, other: Scenario) -> DataFrame:
+        """What differs, defaults included: columns path, left, right."""
+        import pandas as pd
+
+        left, right = dict(_flat(self.resolved())), dict(_flat(other.resolved()))
+        rows = [(p, left.get(p), right.get(p)) for p in dict.fromkeys([*left, *right]) if left.get(p) != right.get(p) or (p in left) != (p in right)]
+        return pd.DataFrame(rows, columns=["path", "left", "right"])
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what determines the result: the resolved scenario with files by content, without names, texts and the seed."""
+        data = {k: v for k, v in self.resolved().items() if k not in NOT_IN_DIGEST}
+        text = json.dumps(self._hashed(data), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def _hashed(self, node: Any) -> Any:
+        """The same data with each `path` replaced by the hash of the file it names."""
+        if isinstance(node, Mapping):
+            return {k: {"sha256": locate.sha256(locate.data_file(v, self._base))} if k == "path" and isinstance(v, str) else self._hashed(v)
+                    for k, v in node.items()}
+        return [self._hashed(v) for v in node] if isinstance(node, list) else node
+
+    # -- flying ---------------------------------------------------------------------------------------------------------------
+
+    def build_fleet(self) -> FleetConfig:
+        """The simulated fleet; raises ConfigInfeasibleError for what cannot run."""
+        from windtunnel.lab.build import build_fleet
+
+        return build_fleet(self.fleet, self._base)
+
+    def build_control(self, *, seed: int | None = None, replication: int = 0, wants: frozenset[str] = frozenset()) -> Control:
+        """A fresh control; the same object flies in a Live world."""
+        from windtunnel.lab.build import build_control, pool_facts
+
+        return build_control(self.control, pool_facts(self.build_fleet()), slo=self.slo.bounds(), seed=self.seed if seed is None else seed,
+                             replication=replication, wants=wants)
+
+    def build_source(self, *, seed: int | None = None, replication: int = 0) -> Source:
+        """A fresh source."""
+        from windtunnel.lab.build import build_source
+
+        return build_source(self.source, self._base, self.seed if seed is None else seed, replication=replication,
+                            duration_s=self.duration_s, model=self.fleet.only_model)
+
+    def build(self, *, seed: int | None = None, replication: int = 0, record: str | None = None, check: bool = False,
+              ) -> tuple[Simulated, Control, Source]:
+        """World, control and source, ready for `world.run(control, source)`."""
+        from windtunnel.lab.recorder import Recorder
+        from windtunnel.lab.worlds import Simulated
+
+        level, seed = record or self.record, self.seed if seed is None else seed
+        world = Simulated(self.build_fleet(), seed=seed, replication=replication, record=level, check=check, until=self.duration_s,
+                          grace_s=self.grace_s)
+        wants = Recorder(level).wants
+        return world, self.build_control(seed=seed, replication=replication, wants=wants), self.build_source(seed=seed, replication=replication)
+
+    def start(self, *, seed: int | None = None, replication: int = 0, record: str | None = None, check: bool = False) -> Flight:
+        """A steppable flight: `advance(budget_s)` until done, then `result()`."""
+        world, control, source = self.build(seed=seed, replication=replication, record=record, check=check)
+        return world.start(control, source, name=self.name, scenario=self, **self.meta())
+
+    def run(self, *, seed: int | None = None, replication: int = 0, record: str | None = None, check: bool = False) -> Run:
+        """Simulate to the end. seed, record: instead of the scenario's; check: assert conservation after every event."""
+        return self.start(seed=seed, replication=replication, record=record, check=check).result()
+
+    def meta(self) -> dict[str, Any]:
+        """What a run's header keeps of the scenario."""
+        return {"slo": self.slo.bounds(), "control_spec": self.control.resolved().model_dump(mode="json"),
+                "scenario_digest": self.digest, "planned_s": self.duration_s}
+
+
+def variants(scenario: Scenario) -> Iterator[tuple[str, Scenario]]:
+    """The plain scenario as "base", then each variant of `compare`."""
+    yield "base", scenario
+    for name in scenario.compare:
+        yield name, scenario.variant(name)
+
+
+@cache
+def schema() -> dict[str, Any]:
+    """The JSON schema of a scenario file."""
+    return dict(json.loads(schema_text(Scenario)))
+
+
+def changes_of(texts: Sequence[str]) -> dict[str, Any]:
+    """"path=value" texts as changes, left to right."""
+    return overrides.changes_of(list(texts))
+
+
+def _applied(doc: Document, changes: Mapping[str, Any], label: str) -> Document:
+    return overrides.apply(doc, changes, label=label, seed=preset_part)
+
+
+def _variant(data: Any, name: str) -> Mapping[str, Any]:
+    known = data.get("compare") if isinstance(data, dict) else None
+    known = known if isinstance(known, dict) else {}
+    if not isinstance(known.get(name), dict):
+        raise ConfigError(f'unknown variant "{name}"', hint=close_hint(name, list(known)) or "the scenario has no compare")
+    return known[name]  # type: ignore[no-any-return]
+
+
+def import_kinds(data: Any, *, allow_imports: bool) -> None:
+    """Register every `pkg.mod:Class` that stands as a kind in `control`."""
+    control = data.get("control") if isinstance(data, dict) else None
+    for section in registry.SECTIONS:
+        node = control
+        for key in section.split("."):
+            node = node.get(key) if isinstance(node, dict) else None
+        for part in node if isinstance(node, list) else [node]:
+            kind = part.get("kind") if isinstance(part, dict) else None
+            if isinstance(kind, str) and ":" in kind:
+                registry.import_kind(section, kind, allow_imports=allow_imports)
+
+
+def _kind_first(node: Any) -> Any:
+    """The same data as people write it: a mapping's kind before its parameters."""
+    if isinstance(node, dict):
+        return {k: _kind_first(node[k]) for k in sorted(node, key=lambda k: k != "kind")}
+    return [_kind_first(v) for v in node] if isinstance(node, list) else node
+
+
+def _flat(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(node, (dict, list)) and node:
+        for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+            yield from _flat(value, f"{path}.{key}" if path else str(key))
+    else:
+        yield path, node
+
+
+def _rebuild(section: str) -> None:
+    """A kind was registered after these models were made: make their unions again."""
+    from windtunnel.lab import control_spec, kinds
+
+    kinds.spec_of.cache_clear()
+    for model in (control_spec.AdmissionSpec, control_spec.ControlSpec, Scenario):
+        model.model_rebuild(force=True)
+    schema.cache_clear()
+
+
+registry.on_change(_rebuild)

@@ -1,0 +1,87 @@
+"""The `source` part of a scenario: where work comes from."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from windtunnel.lab.dist_spec import DistSpec
+from windtunnel.lab.kinds import Spec, spec_of
+from windtunnel.lab.op_spec import OpSpec
+from windtunnel.sources.arrivals import FixedSchedule, RequestRate
+
+Shares = dict[str, Annotated[float, Field(ge=0)]]
+Priority = Literal["interactive", "batch"]
+
+
+LoadSpec = Annotated[spec_of(FixedSchedule, "fixed_schedule") | spec_of(RequestRate, "request_rate"),  # type: ignore[valid-type, operator]
+                     Field(discriminator="kind")]
+
+
+class TraceSpec(Spec):
+    """Requests of a file: Mooncake JSONL, Azure CSV, a CSV of lengths, or our own Parquet."""
+
+    kind: Literal["trace"]
+    path: str
+    format: Literal["auto", "mooncake", "azure", "lengths", "own"] = "auto"
+    on_error: Literal["raise", "skip", "collect"] = "raise"
+    ops: tuple[OpSpec, ...] = Field((), description="Operations on the rows, one after the other.")
+    load: LoadSpec = Field(default_factory=lambda: spec_of(FixedSchedule, "fixed_schedule")(kind="fixed_schedule"),  # type: ignore[valid-type]
+                           description="When requests are sent: as the file says, or at a rate.")
+    name: str = Field("trace", min_length=1)
+    model: str | None = Field(None, description="Model that requests ask for; left out: the fleet's first.")
+    tenant: str = Field("default", description="Tenant of rows that name none.")
+    priority: Priority = Field("interactive", description="Class of rows that name none.")
+    bound: Literal["output"] | None = Field("output", description="output: clients ask for exactly the recorded number of tokens.")
+
+
+class ArrivalsSpec(spec_of(RequestRate)):  # type: ignore[misc]
+    """Requests of drawn lengths at a rate."""
+
+    of: ClassVar[type[Any]] = RequestRate
+    kind: Literal["arrivals"]
+    input_tokens: DistSpec
+    output_tokens: DistSpec
+    tenants: Shares = Field({"default": 1.0}, min_length=1, description="Share of the requests per tenant.")
+    priorities: dict[Priority, Annotated[float, Field(ge=0)]] = Field({"interactive": 1.0}, min_length=1)
+    count: int | None = Field(None, ge=1, description="Ends after this many requests.")
+    name: str = Field("arrivals", min_length=1)
+    model: str | None = None
+    bound: Literal["output"] | None = "output"
+
+    @field_validator("tenants", "priorities")
+    @classmethod
+    def _some_share(cls, shares: dict[str, float]) -> dict[str, float]:
+        if not sum(shares.values()) > 0:
+            raise ValueError("expected shares with a sum > 0")
+        return shares
+
+
+PlainSource = Annotated[TraceSpec | ArrivalsSpec, Field(discriminator="kind")]
+
+
+class MixSpec(Spec):
+    """Several sources at once, merged by time; at equal times the earlier entry comes first."""
+
+    kind: Literal["mix"]
+    sources: tuple[PlainSource, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _names(self) -> MixSpec:
+        names = [s.name for s in self.sources]
+        twice = next((n for n in names if names.count(n) > 1), None)
+        if twice is not None:
+            raise ValueError(f'two sources are named "{twice}"; give each its own name')
+        return self
+
+
+SourceSpec = Annotated[TraceSpec | ArrivalsSpec | MixSpec, Field(discriminator="kind")]
+
+
+def is_endless(spec: Any) -> bool:
+    """Does this source go on for ever?"""
+    if isinstance(spec, MixSpec):
+        return any(is_endless(s) for s in spec.sources)
+    return isinstance(spec, ArrivalsSpec) and spec.count is None and bool(spec.config().endless)
+

@@ -1,0 +1,229 @@
+"""Looking at real engines: health, capabilities and metrics, by GET only. Turns what is seen into replica events.
+
+A replica is unready after 3 failed looks and back after 2 good ones, under a new id (`chat-0~2`): ids are never used twice.
+A busy engine is not a dead one: llama.cpp with 64 requests in flight took 7 s to answer /health, so a look that gets no answer in
+time does not count while our streams there still say something.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from windtunnel.events import Event, ReplicaBooting, ReplicaGone, ReplicaReady, Scrape, Scraped
+from windtunnel.live.arming import Check
+from windtunnel.live.clock import RunClock
+from windtunnel.live.engines.engine import Capabilities, Engine
+from windtunnel.live.fleet import Endpoint
+
+LOOK_EVERY_S, LOOK_TIMEOUT_S, SCRAPE_EVERY_S, SCRAPE_TIMEOUT_S = 1.0, 2.0, 1.0, 2.0
+FAILURES, SUCCESSES = 3, 2
+QUIET_S = 30.0  # a stream that said nothing for so long no longer excuses its engine (a long prefill is silent for seconds)
+FRESH_S, ASK_TIMEOUT_S = 5.0, 5.0
+BOOTING, READY, GONE = "booting", "ready", "gone"
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """One look at an engine. why: ok, down, not_ready, not_an_engine or hangs; text: a sentence."""
+
+    why: str
+    text: str = ""
+
+    @property
+    def ok(self) -> bool:
+        return self.why == "ok"
+
+
+@dataclass(slots=True)
+class LiveReplica:
+    """One endpoint and the life of the replica that it serves now. in_flight: real attempts; heard_s: when one last said something."""
+
+    endpoint: Endpoint
+    engine: Engine
+    stand_in: Engine
+    name: str
+    life: int = 1
+    state: str = BOOTING
+    failures: int = 0
+    successes: int = 0
+    in_flight: int = 0
+    heard_s: float = 0.0
+    requests: int = 0
+    output_tokens: int = 0
+    since_s: float = 0.0
+    ready_s: float | None = None
+    scraped_s: float | None = None
+    can: Capabilities = field(default_factory=Capabilities)
+    last_look: Look = Look("down", "not looked at yet")
+
+    def row(self, ordinal: int, gone_s: float | None, reason: str | None) -> dict[str, Any]:
+        """This life for the table of replicas; GPU, cost and steps are unknown here."""
+        return {
+            "replica": self.name, "pool": self.endpoint.pool, "role": self.endpoint.role, "ordinal": ordinal,
+            "requested_s": self.since_s, "ready_s": self.ready_s, "gone_s": gone_s, "gone_reason": reason,
+            "requests": self.requests, "output_tokens": self.output_tokens,
+        }
+
+
+class Watch:
+    """Looks at every endpoint of a fleet and delivers ReplicaBooting, ReplicaReady, ReplicaGone and, if wanted, Scraped.
+
+    make(kind, url, name=, model=, slots=, options=) builds an engine. current: the replicas that can be sent to, by id.
+    """
+
+    def __init__(self, endpoints: tuple[Endpoint, ...], make: Callable[..., Engine], clock: RunClock, deliver: Callable[[Event], Any],
+                 lost: Callable[[ReplicaGone], Any], *, scrape: bool, seed: int = 0) -> None:
+        self._clock, self._deliver, self._lost, self._scrape = clock, deliver, lost, scrape
+        self.replicas: list[LiveReplica] = []
+        for e in endpoints:
+            engine = make(e.engine, e.url, name=e.name, model=e.model, slots=e.slots, options=e.options)
+            stand_in = engine if e.engine == "mock" else make("mock", f"mock://{e.name}", name=e.name, model=e.model, slots=e.slots,
+                                                              options={"seed": seed})
+            self.replicas.append(LiveReplica(e, engine, stand_in, e.name))
+        self.current: dict[str, LiveReplica] = {}
+        self.rows: list[dict[str, Any]] = []
+        self._tasks: list[asyncio.Task[None]] = []
+
+    # -- life -----------------------------------------------------------------------------------------------------------------------
+
+    async def look_at_all(self) -> None:
+        """One look at each endpoint, and one scrape if metrics are wanted, all at once; emits nothing."""
+        await asyncio.gather(*(self._look(r) for r in self.replicas))
+        if self._scrape:
+            await asyncio.gather(*(self._scrape_once(r) for r in self.replicas if r.last_look.ok))
+
+    def begin(self) -> None:
+        """Announce what was seen, in the fleet's order, and keep looking."""
+        for r in self.replicas:
+            if r.last_look.ok:
+                self._ready(r)
+            else:
+                r.failures = 1
+                self._deliver(ReplicaBooting(r.name, r.endpoint.pool, r.endpoint.role, "requested"))
+        loop = asyncio.get_running_loop()
+        self._tasks = [loop.create_task(self._keep_looking(r)) for r in self.replicas]
+        if self._scrape:
+            self._tasks += [loop.create_task(self._keep_scraping(r)) for r in self.replicas]
+
+    async def end(self) -> None:
+        """Stop looking, write the last rows, close every connection. Never raises."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for i, r in enumerate(self.replicas):
+            if r.state != GONE:
+                self.rows.append(r.row(i, None, None))
+        engines = {id(e): e for r in self.replicas for e in (r.engine, r.stand_in)}
+        await asyncio.gather(*(e.close() for e in engines.values()), return_exceptions=True)
+
+    def checks(self) -> list[Check]:
+        """The checklist's lines on endpoints, from the last look at each: is it healthy, and does it serve the model?"""
+        made = []
+        for r in self.replicas:
+            look, wanted, served = r.last_look, r.endpoint.model, r.can.model
+            wrong = look.ok and bool(wanted) and bool(served) and not _serves(served or "", wanted)
+            text = f'{_where(r)} serves "{served}", not "{wanted}"' if wrong else look.text or f"{_where(r)} answers"
+            made.append(Check(f"endpoint {r.endpoint.name}", look.ok and not wrong, text))
+            if self._scrape and look.ok:
+                fresh = r.scraped_s is not None and self._clock.now() - r.scraped_s <= FRESH_S
+                text = f"{_where(r)} gives metrics" if fresh else f"{_where(r)} gives no metrics, which the control needs"
+                made.append(Check(f"metrics {r.endpoint.name}", fresh, text))
+        return made
+
+    # -- health ---------------------------------------------------------------------------------------------------------------------
+
+    async def _look(self, r: LiveReplica) -> Look:
+        try:
+            async with asyncio.timeout(LOOK_TIMEOUT_S):
+                health = await r.engine.health()
+            if health.ok and r.state != READY:
+                async with asyncio.timeout(ASK_TIMEOUT_S):
+                    r.can = await r.engine.capabilities()
+            look = Look("ok") if health.ok else _bad(r, health.status, health.message)
+        except TimeoutError:
+            look = Look("hangs", f"{_where(r)} hangs: it took the connection but gave no answer in time")
+        except Exception as error:
+            look = Look("not_an_engine", f"{_where(r)} answers, but not like {_kind(r)}: {error}")
+        r.last_look = look
+        return look
+
+    async def _keep_looking(self, r: LiveReplica) -> None:
+        while True:
+            await asyncio.sleep(LOOK_EVERY_S)
+            look = await self._look(r)
+            if look.ok:
+                r.failures, r.successes = 0, r.successes + 1
+                if r.state == BOOTING or (r.state == GONE and r.successes >= SUCCESSES):
+                    self._ready(r)
+            elif not (look.why == "hangs" and self._excused(r)):
+                r.successes, r.failures = 0, r.failures + 1
+                if r.failures >= FAILURES and r.state != GONE:
+                    self._gone(r, look)
+
+    def _excused(self, r: LiveReplica) -> bool:
+        return r.in_flight > 0 and self._clock.now() - r.heard_s < QUIET_S
+
+    def _ready(self, r: LiveReplica) -> None:
+        now = self._clock.now()
+        if r.state == GONE:
+            r.life += 1
+            r.name, r.since_s = f"{r.endpoint.name}~{r.life}", now
+            r.requests = r.output_tokens = 0
+        r.state, r.ready_s, r.failures = READY, now, 0
+        self.current[r.name] = r
+        e, can = r.endpoint, r.can
+        facts = {"engine": e.engine, "model": can.model or e.model, "version": can.version, "ctx_tokens": can.ctx_tokens}
+        self._deliver(ReplicaReady(r.name, e.pool, e.role, e.weight, e.slots or can.slots, can.kv_tokens, None,
+                                   {k: v for k, v in facts.items() if v}))
+
+    def _gone(self, r: LiveReplica, look: Look) -> None:
+        self.current.pop(r.name, None)
+        self.rows.append(r.row(self.replicas.index(r), self._clock.now(), look.why))
+        r.state, r.ready_s = GONE, None
+        self._lost(ReplicaGone(r.name, look.why))
+
+    # -- metrics --------------------------------------------------------------------------------------------------------------------
+
+    async def _keep_scraping(self, r: LiveReplica) -> None:
+        while True:
+            await asyncio.sleep(SCRAPE_EVERY_S)
+            name = r.name
+            scrape = await self._scrape_once(r) if r.state == READY else None
+            if scrape is not None and r.name == name and r.state == READY:
+                self._deliver(Scraped(name, scrape))
+
+    async def _scrape_once(self, r: LiveReplica) -> Scrape | None:
+        """None if there was no answer: an observation that is missing is unknown, not zero."""
+        asked_s = self._clock.now()
+        try:
+            async with asyncio.timeout(SCRAPE_TIMEOUT_S):
+                scrape = await r.engine.scrape(asked_s)
+        except Exception:
+            return None
+        r.scraped_s = asked_s
+        return replace(scrape, sampled_s=asked_s)
+
+
+def _where(r: LiveReplica) -> str:
+    return f"{r.endpoint.name} ({r.endpoint.shown or r.endpoint.engine})"
+
+
+def _kind(r: LiveReplica) -> str:
+    return {"llamacpp": "llama.cpp", "vllm": "vLLM", "openai": "an OpenAI-compatible server"}.get(r.endpoint.engine, r.endpoint.engine)
+
+
+def _bad(r: LiveReplica, status: str, message: str) -> Look:
+    tail = f": {message}" if message else ""
+    if status == "unreachable":
+        return Look("down", f"{_where(r)} is down{tail}")
+    if status == "loading":
+        return Look("not_ready", f"{_where(r)} is still loading{tail}")
+    return Look("not_an_engine", f"{_where(r)} is not a healthy engine{tail}")
+
+
+def _serves(served: str, wanted: str) -> bool:
+    """Engines name models by path, file or alias: the wanted name has to be in the served one's last part, whatever its case."""
+    return wanted.lower() in served.lower() or served.lower() in wanted.lower()

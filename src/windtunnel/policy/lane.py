@@ -1,0 +1,58 @@
+"""A lane: one model service. Its queue, its concurrency limit and its router; lanes do not block each other."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from windtunnel.events import Request
+
+if TYPE_CHECKING:
+    from windtunnel.policy.admission.request import RequestAdmission
+    from windtunnel.policy.queueing.fair import Queue
+    from windtunnel.policy.queueing.item import QueueItem, QueueView
+    from windtunnel.policy.routing.router import Router
+
+UNKNOWN_SLOTS_CAP = 64
+NO_CAP = 1 << 30
+
+
+class Lane:
+    """The pools that answer one kind of request together, and what decides for them.
+
+    cap: "slots" (the limit's ceiling follows the slots of the ready replicas), or a fixed number, or None for no ceiling.
+    cost: what a request costs in the fair queue: "requests" (1 each) or "tokens" (input + expected output).
+    """
+
+    __slots__ = ("admission", "cap", "cost", "dirty", "models", "name", "pools", "queue", "resource", "router", "skip")
+
+    def __init__(self, name: str, *, queue: Queue, admission: RequestAdmission, router: Router, pools: tuple[str, ...] = (),
+                 models: frozenset[str] = frozenset(), cap: Literal["slots"] | int | None = "slots",
+                 cost: Literal["requests", "tokens"] = "requests") -> None:
+        self.name, self.queue, self.admission, self.router = name, queue, admission, router
+        self.pools, self.models, self.cap, self.cost = pools or (name,), models, cap, cost
+        self.resource = name
+        self.dirty = False
+        self.skip: set[str] = set()  # heads that this pump cannot place although the lane is open
+        admission.register(self.resource, self.first_cap(), 0.0)
+
+    def first_cap(self) -> int:
+        """The ceiling before any replica is known."""
+        if self.cap == "slots":
+            return UNKNOWN_SLOTS_CAP
+        return NO_CAP if self.cap is None else self.cap
+
+    def follow(self, slots: int | None, now: float) -> None:
+        """The slots of the ready replicas changed; unknown slots keep the default ceiling."""
+        if self.cap == "slots":
+            self.admission.set_cap(self.resource, max(1, slots) if slots is not None else UNKNOWN_SLOTS_CAP, now)
+
+    def eligible(self, item: QueueItem, view: QueueView) -> bool:
+        return item.id not in self.skip
+
+    def cost_of(self, request: Request) -> float:
+        """The request's cost in the queue; unknown token counts fall back to a nominal 1024 in and 256 out."""
+        if self.cost == "requests":
+            return 1.0
+        tokens_in = 1024 if request.input_tokens is None else request.input_tokens
+        tokens_out = request.expected_tokens or request.max_tokens or 256
+        return float(max(1, tokens_in + tokens_out))

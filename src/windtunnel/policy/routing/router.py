@@ -1,0 +1,53 @@
+"""What a router is: it picks a replica and learns what was sent and how it ended."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from windtunnel.events import Request, fact
+
+if TYPE_CHECKING:
+    from windtunnel.policy.routing.fleet import Fleet
+
+NEEDS = frozenset({
+    "prefix_blocks", "first_token", "scrape", "kv_events", "progress", "route_key", "handover", "token_counts", "started", "fpm",
+})
+
+
+@fact
+class Choice:
+    """Where a request goes. reason: a stable word; score: what decided, if a number did."""
+
+    replica: str
+    reason: str
+    score: float | None = None
+    matched_blocks: int | None = None
+    prefill: str | None = None
+    epoch: int = 0
+
+
+@fact
+class NoReplica:
+    """Nowhere to go now: no_replica, none_ready, all_draining, all_ejected, all_full or bound_full."""
+
+    reason: str
+    retry_after_s: float | None = None
+
+
+@fact
+class ReplicaChange:
+    """kind: ready, draining or gone."""
+
+    kind: str
+    replica: str
+
+
+class Router(Protocol):
+    """`pick` changes nothing but the router's own random generator; `sent` commits; `done` comes once per attempt."""
+
+    needs: frozenset[str]
+
+    def pick(self, request: Request, fleet: Fleet, now: float) -> Choice | NoReplica: ...
+    def sent(self, request: Request, choice: Choice, now: float) -> None: ...
+    def done(self, request: Request, replica: str, outcome: str, now: float) -> None: ...
+    def changed(self, change: ReplicaChange, now: float) -> None: ...

@@ -1,0 +1,31 @@
+"""Knobs of `Control` itself: attempts, patience and watchdogs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Annotated
+
+from windtunnel.policy.param import Param, check_number
+
+
+@dataclass(frozen=True, slots=True)
+class ControlSettings:
+    """attempts: dispatches per request, redispatch only before the first token. All other fields in seconds; None = off.
+
+    hold_unready_s: longest wait for a first replica; queue_wait_timeout_s: longest wait in the queue; cancel_late: stop a request
+    whose deadline passes before its first token; first_token_s, wall_s: watchdogs of one attempt.
+    """
+
+    attempts: Annotated[int, Param(1, 5, 1, label="attempts", help="dispatches per request, the first included")] = 1
+    hold_unready_s: Annotated[float | None, Param(0, 600, 1, "s", "hold unready", "longest wait for a replica that is not ready yet")] = None
+    queue_wait_timeout_s: Annotated[float | None, Param(0.1, 300, 0.1, "s", "queue timeout", "longest wait in the queue")] = None
+    cancel_late: Annotated[bool, Param(label="cancel late", help="stop requests whose deadline passed before the first token")] = False
+    first_token_s: Annotated[float | None, Param(0.1, 300, 0.1, "s", "first-token watchdog", "longest wait of an attempt for its first token")] = None
+    wall_s: Annotated[float | None, Param(1, 3600, 1, "s", "wall watchdog", "longest life of an attempt")] = None
+
+    def __post_init__(self) -> None:
+        check_number("attempts", self.attempts, lo=1, whole=True)
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if f.name.endswith("_s") and value is not None:
+                check_number(f.name, value, lo=0.0)

@@ -1,0 +1,327 @@
+"""The simulated world's driver: carries effects out on a SimPy agenda and turns what happens into events.
+
+The request path (arrive, handle, dispatch, submit, finish) is plain callbacks; nothing here runs per token.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from heapq import heappop
+from time import perf_counter
+from typing import Any, Protocol
+
+from windtunnel import effects as fx
+from windtunnel.effects import Effect
+from windtunnel.errors import ConfigNeedsError, PolicyError, WindtunnelError
+from windtunnel.events import Arrived, Cancelled, Event, Failed, Finished, FirstToken, Request, Started, Woke
+from windtunnel.policy.control import Control
+from windtunnel.sim.agenda import ARRIVAL, Agenda
+from windtunnel.sim.engine import Attempt
+from windtunnel.sim.fleet import READY, FleetConfig, SimFleet
+from windtunnel.sim.sampling import Sampler
+from windtunnel.sources.source import Source
+
+GIVES = frozenset({"started", "first_token", "scrape", "prefix_blocks", "route_key", "token_counts"})
+SLICE = 256  # agenda entries between two looks at the wall clock
+
+
+class Recorder(Protocol):
+    """What a driver tells the record."""
+
+    def step(self, seq: int, now: float, event: Event, effects: Sequence[Effect], verdicts: Any = None) -> None: ...
+    def sample(self, now: float, name: str, key: str, value: float) -> None: ...
+    def replica_row(self, row: Mapping[str, Any], /) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a flight is: run seconds, requests that ended, requests open; done says that it is over."""
+
+    now: float
+    done: bool
+    finished: int
+    in_flight: int
+
+
+class SimDriver:
+    """Runs one control and one source against a simulated fleet.
+
+    until: arrivals at or after it are not delivered; what still runs gets `grace_s`, then its clients leave. sample_s: grid of the series.
+    check=True asserts conservation after every event. Deterministic: same inputs, same log, however `advance` is sliced.
+    """
+
+    def __init__(self, control: Control, source: Source, fleet: FleetConfig, recorder: Recorder, *, seed: int = 0, replication: int = 0,
+                 until: float | None = None, grace_s: float = 30.0, sample_s: float = 1.0, check: bool = False, step_every: bool = False) -> None:
+        missing = (control.needs | source.needs) - GIVES
+        if missing:
+            raise ConfigNeedsError(sorted(missing)[0], "the control or the source", "simulated")
+        self.control, self.source, self.recorder = control, source, recorder
+        self.agenda = Agenda()
+        self._needs = control.needs | source.needs
+        self._until, self._grace_s, self._sample_s, self._check = until, grace_s, sample_s, check
+        self._step_every = step_every
+        self.fleet = SimFleet(fleet, self.agenda, self._deliver, seed=seed, replication=replication, engine_options=self._engine_options)
+        self._network_s = fleet.network_s
+        self._inbox: deque[Event] = deque()
+        self._draining = self._over = self._cancelled = False
+        self._wakes: dict[tuple[str, str], int] = {}
+        self._stream: Iterator[Request] | None = None
+        self._next: Request | None = None
+        self._reactive = True
+        self.seq = self.ended = 0
+        self.error: WindtunnelError | None = None
+        self._apply: dict[type, Callable[[Any], None]] = {
+            fx.Dispatch: self._dispatch, fx.Cancel: self._cancel, fx.WakeAt: self._wake_control, fx.ScaleTo: self.fleet.scale_to,
+            fx.Drain: self.fleet.drain,
+        }
+        self._start()
+
+    # -- stepping -----------------------------------------------------------------------------------------------------------------
+
+    def advance(self, budget_s: float = float("inf")) -> Progress:
+        """Run for at most about `budget_s` wall seconds; never stops inside an event."""
+        agenda, queue = self.agenda, self.agenda._queue
+        stop_at = perf_counter() + budget_s
+        was_enabled = gc.isenabled()
+        gc.disable()
+        try:
+            while not self._over:
+                for _ in range(SLICE):
+                    if not queue or self._quiet():
+                        self._end()
+                        break
+                    agenda._now, _, _, call = heappop(queue)
+                    callbacks, call.callbacks = call.callbacks, None  # type: ignore[assignment]
+                    for callback in callbacks:
+                        callback(call)
+                if self._cancelled:
+                    self._over = True
+                if perf_counter() >= stop_at:
+                    break
+        except WindtunnelError as error:
+            self._over, self.error = True, error
+        finally:
+            if was_enabled:
+                gc.enable()
+        return self.progress()
+
+    def cancel(self) -> None:
+        """Stop at the next slice; safe from any thread. What was recorded stays a valid, incomplete run."""
+        self._cancelled = True
+
+    @property
+    def complete(self) -> bool:
+        return self._over and not self._cancelled and self.error is None
+
+    def progress(self) -> Progress:
+        return Progress(self.agenda.now, self._over, self.ended, self.control.open_count)
+
+    # -- the loop: every event passes here, in order --------------------------------------------------------------------------------
+
+    def _deliver(self, event: Event) -> None:
+        if self._draining:
+            self._inbox.append(event)
+            return
+        self._draining = True
+        try:
+            self._handle(event)
+            inbox = self._inbox
+            while inbox:
+                self._handle(inbox.popleft())
+        finally:
+            self._draining = False
+
+    def _handle(self, event: Event) -> None:
+        now = self.agenda._now
+        self.seq += 1
+        try:
+            effects = self.control.handle(event, now)
+        except Exception as error:
+            raise PolicyError(f"the control raised {type(error).__name__} at seq {self.seq}, {now:.6f} s, on {event!r}: {error}") from error
+        self.recorder.step(self.seq, now, event, effects)
+        apply = self._apply
+        for effect in effects:
+            act = apply.get(type(effect))
+            if act is not None:
+                act(effect)
+            elif type(effect) is fx.Reject or type(effect) is fx.Close:
+                self.ended += 1
+                self._tell(effect)
+        if type(event) is Finished:
+            self.ended += 1
+            self._tell(event)
+        if self._check:
+            self.control.check()
+
+    def _tell(self, what: Any) -> None:
+        """The source hears of its requests' ends, after the control's effects were carried out."""
+        if self._reactive:
+            self._from_source(self.source.handle(what, self.agenda._now))
+
+    def _from_source(self, made: Sequence[Any]) -> None:
+        for item in made:
+            if type(item) is fx.WakeAt:
+                self._wake("source", item)
+            elif type(item) is not fx.Note:
+                self._inbox.append(item)
+        if made and not self._draining and self._inbox:
+            self._deliver(self._inbox.popleft())
+
+    # -- effects ------------------------------------------------------------------------------------------------------------------
+
+    def _dispatch(self, effect: fx.Dispatch) -> None:
+        if self._network_s:
+            self.agenda.at(self.agenda._now + self._network_s, ARRIVAL, lambda _: self._submit(effect))
+        else:
+            self._submit(effect)
+
+    def _submit(self, effect: fx.Dispatch) -> None:
+        request = effect.request
+        replica = self.fleet.replicas.get(effect.replica)
+        if replica is None or replica.state != READY:
+            self._fail(request.id, effect.dispatch, effect.replica, 503, "engine_unavailable", None)
+            return
+        truth = request.truth
+        output = truth.output_tokens if truth is not None else (request.max_tokens or 1)
+        attempt = Attempt(request.id, effect.dispatch, request.input_tokens or 1, output, request.priority, request.blocks)
+        refusal = replica.engine.submit(attempt)
+        if refusal is not None:
+            self._fail(request.id, effect.dispatch, effect.replica, refusal.status, refusal.reason, refusal.retry_after_s)
+
+    def _fail(self, request_id: str, dispatch: int, replica: str, status: int, reason: str, retry_after_s: float | None) -> None:
+        """The engine refused: 429, 503 with Retry-After and a full engine queue are overload, 4xx the client's mistake."""
+        if status == 429 or reason == "engine_queue_full" or (status == 503 and retry_after_s is not None):
+            outcome = "rate_limited"
+        elif 400 <= status < 500:
+            outcome = "local_cancelled"
+        else:
+            outcome = "provider_failure"
+        self._back(Failed(request_id, dispatch, replica, outcome, reason, status, retry_after_s))
+
+    def _back(self, event: Event) -> None:
+        """An answer on its way to the control, through the network if there is one."""
+        if self._network_s:
+            self.agenda.at(self.agenda._now + self._network_s, ARRIVAL, lambda _: self._deliver(event))
+        else:
+            self._deliver(event)
+
+    def _cancel(self, effect: fx.Cancel) -> None:
+        replica = self.fleet.replicas.get(effect.replica)
+        if replica is None or not replica.engine.cancel(effect.request_id, effect.dispatch):
+            self._back(Failed(effect.request_id, effect.dispatch, effect.replica, "local_cancelled", effect.reason))
+
+    def _wake_control(self, effect: fx.WakeAt) -> None:
+        self._wake("control", effect)
+
+    def _wake(self, owner: str, effect: fx.WakeAt) -> None:
+        """A later one with the same key replaces it; a replaced or cancelled wake finds another version and does nothing."""
+        slot = (owner, effect.key)
+        version = self._wakes[slot] = self._wakes.get(slot, 0) + 1
+        if effect.at is None:
+            return
+
+        def due(_: Any) -> None:
+            if self._wakes[slot] != version:
+                return
+            if owner == "control":
+                self._deliver(Woke(effect.key))
+            else:
+                self._from_source(self.source.handle(Woke(effect.key), self.agenda._now))
+
+        self.agenda.at(max(effect.at, self.agenda._now), ARRIVAL, due)
+
+    # -- engines ------------------------------------------------------------------------------------------------------------------
+
+    def _engine_options(self, name: str) -> dict[str, Any]:
+        """Callbacks of the engine of replica `name`."""
+        options: dict[str, Any] = {"step_every": self._step_every, "check": self._check}
+
+        def finished(attempt: Attempt) -> None:
+            replica = self.fleet.replicas[name]
+            replica.requests += 1
+            delay = self._network_s
+            first = attempt.first_token_s
+            self._back(Finished(attempt.id, attempt.dispatch, name, attempt.generated, attempt.prompt, attempt.cached_tokens,
+                                attempt.started_s, first + delay if delay and first is not None else first, "length", engine_numbers(attempt)))
+            self.fleet.emptied(replica)
+
+        def cancelled(attempt: Attempt) -> None:
+            self._back(Failed(attempt.id, attempt.dispatch, name, "local_cancelled", "cancelled", None, None, attempt.generated,
+                              attempt.started_s, attempt.first_token_s))
+            self.fleet.emptied(self.fleet.replicas[name])
+
+        options["on_finish"], options["on_cancelled"] = finished, cancelled
+        if "first_token" in self._needs:
+            options["on_first"] = lambda a: self._back(FirstToken(a.id, a.dispatch, name))
+        if "started" in self._needs:
+            options["on_started"] = lambda a: self._back(Started(a.id, a.dispatch, name))
+        return options
+
+    # -- start, arrivals, samples, end ----------------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        agenda = self.agenda
+        agenda.at(0.0, ARRIVAL, lambda _: self.fleet.start())
+        agenda.at(0.0, ARRIVAL, lambda _: self._from_source(self.source.start(0.0)))
+        self._stream = self.source.stream()
+        self._reactive = self.source.loop != "open"
+        self._pull()
+        self.sampler = Sampler(self.control, self.fleet, self.recorder.sample, agenda, self._sample_s, self._stranded)
+        if "scrape" in self._needs:
+            self.sampler.scrape_all(self._deliver)
+        if self._until is not None:
+            agenda.at(self._until + self._grace_s, ARRIVAL, self._leave)
+
+    def _pull(self) -> None:
+        """Hold exactly one request of the stream ahead."""
+        request = next(self._stream, None) if self._stream is not None else None
+        if request is None or (self._until is not None and request.arrived_s >= self._until):
+            self._stream = self._next = None
+            return
+        self._next = request
+        self.agenda.at(request.arrived_s, ARRIVAL, self._arrive)
+
+    def _arrive(self, _: Any) -> None:
+        request = self._next
+        self._pull()
+        self._deliver(Arrived(request))  # type: ignore[arg-type]
+
+    def _quiet(self) -> bool:
+        """Nothing more can happen that matters: no arrivals, nothing open."""
+        return self._stream is None and not self.control.open_count and self.source.done() and self.agenda._now >= 0.0 and self.seq > 0
+
+    def _leave(self, _: Any) -> None:
+        """The planned time and its grace are over: clients still waiting or served leave."""
+        self._stream = self._next = None
+        for request_id in self.control.open_ids():
+            self._deliver(Cancelled(request_id, None, "run_end"))
+
+    def _stranded(self) -> None:
+        """Nothing has moved for long and nothing will: no work in any engine, no boot, no arrival to come."""
+        if self._stream is None and self.source.done():
+            self._over = True
+            self._end()
+
+    def _end(self) -> None:
+        """Also reached when nothing is scheduled any more: what still waits then could never be served."""
+        for request_id in self.control.open_ids():
+            self._deliver(Cancelled(request_id, None, "stranded"))
+        self._over = True
+
+    def finish(self) -> None:
+        """Write the last sample and the replica rows; call once, when the flight is over."""
+        now = self.agenda._now
+        self.sampler.gauges(now)
+        self.fleet.finish(now)
+        for row in sorted(self.fleet.rows, key=lambda r: (r["pool"], r["ordinal"])):
+            self.recorder.replica_row(row)
+
+
+def engine_numbers(attempt: Attempt) -> dict[str, Any] | None:
+    """What only the engine knows of a finished attempt; None when there is nothing to tell."""
+    if not attempt.preemptions:
+        return None
+    return {"preemptions": attempt.preemptions, "recomputed_tokens": attempt.recomputed_tokens}

@@ -1,0 +1,249 @@
+"""Pools of simulated replicas: boots, readiness, drains, cost. What `ScaleTo` and `Drain` do in the simulated world."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from windtunnel.effects import Drain, ScaleTo
+from windtunnel.errors import ConfigValueError
+from windtunnel.events import Event, ReplicaBooting, ReplicaGone, ReplicaReady, ScaleAnswered
+from windtunnel.policy.param import check_number
+from windtunnel.sim.agenda import COMPLETION, Agenda
+from windtunnel.sim.cost import replica_row
+from windtunnel.sim.engine import EngineConfig, SimEngine
+from windtunnel.sim.stepmodels.model import StepModel
+from windtunnel.sources.dist import Dist
+from windtunnel.sources.seeding import generator
+
+REQUESTED, PROVISIONING, BOOTING, READY, DRAINING, GONE = "requested", "provisioning", "booting", "ready", "draining", "gone"
+STAGES = ("node_s", "image_s", "weights_s", "compile_s")
+
+
+@dataclass(frozen=True, slots=True)
+class Startup:
+    """Seconds of each boot stage of a replica ordered during the run: a number, or a distribution drawn once per replica."""
+
+    node_s: float | Dist = 0.0
+    image_s: float | Dist = 0.0
+    weights_s: float | Dist = 0.0
+    compile_s: float | Dist = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """Replicas alike in model, engine and GPU. `replicas` serve from the start; ScaleTo moves between `min` and `max`."""
+
+    name: str
+    model: str
+    gpu: str
+    engine: EngineConfig
+    step_model: StepModel
+    replicas: int = 1
+    min: int = 0
+    max: int | None = None
+    tp: int = 1
+    role: str = "agg"
+    startup: Startup = field(default_factory=Startup)
+    gpus_per_replica: int = 1
+    price_usd_per_hour: float | None = None
+    spot: bool = False
+    weight: float = 1.0
+    scrape_interval_s: float = 1.0
+    drain_timeout_s: float = 120.0
+    provenance: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("replicas", "min"):
+            check_number(f"{self.name}.{name}", getattr(self, name), lo=0, whole=True)
+        if self.max is not None and self.max < max(self.min, self.replicas):
+            raise ConfigValueError(f"{self.name}.max", f"{self.max} is below replicas {self.replicas} or min {self.min}")
+
+    @property
+    def slots(self) -> int:
+        return self.engine.max_num_seqs
+
+    @property
+    def kv_tokens(self) -> int | None:
+        blocks = self.engine.num_blocks
+        return None if blocks is None else blocks * self.engine.block_size
+
+
+@dataclass(frozen=True, slots=True)
+class FleetConfig:
+    """The simulated fleet: pools by name. network_s: one way between control and engine."""
+
+    pools: Mapping[str, Pool]
+    network_s: float = 0.0
+
+
+class SimReplica:
+    """One life of a replica: its engine, its state and the times at which the state changed (run s)."""
+
+    __slots__ = ("boot", "engine", "gone_reason", "name", "ordinal", "pool", "requests", "stage_n", "state", "times", "version")
+
+    def __init__(self, name: str, pool: Pool, ordinal: int, engine: SimEngine) -> None:
+        self.name, self.pool, self.ordinal, self.engine = name, pool, ordinal, engine
+        self.state, self.version, self.requests, self.gone_reason = REQUESTED, 0, 0, ""
+        self.times: dict[str, float] = {}
+        self.boot: tuple[float, ...] = ()
+        self.stage_n = 0
+
+    @property
+    def pending(self) -> bool:
+        return self.state in (REQUESTED, PROVISIONING, BOOTING)
+
+
+class SimFleet:
+    """Carries out ScaleTo and Drain; tells what happened through `emit(event)`; keeps one row per replica life."""
+
+    def __init__(self, config: FleetConfig, agenda: Agenda, emit: Callable[[Event], None], *, seed: int, replication: int = 0,
+                 engine_options: Callable[[str], Mapping[str, Any]]) -> None:
+        self.config, self.agenda, self.emit = config, agenda, emit
+        self.replicas: dict[str, SimReplica] = {}
+        self._by_pool: dict[str, list[SimReplica]] = {name: [] for name in config.pools}
+        self._seed, self._replication = seed, replication
+        self._engine_options = engine_options  # by replica name: callbacks and switches of its engine
+        self._last_plan = 0
+        self.rows: list[dict[str, Any]] = []
+
+    def start(self) -> None:
+        """The replicas that serve from the start are ready at time 0, without a boot."""
+        for pool in self.config.pools.values():
+            for _ in range(pool.replicas):
+                replica = self._new(pool)
+                replica.boot = (0.0,) * len(STAGES)
+                self._serve(replica, None)
+
+    def scale_to(self, effect: ScaleTo) -> None:
+        """Absolute targets, pending replicas included; the same targets again change nothing."""
+        if effect.plan_id < self._last_plan:
+            self.emit(ScaleAnswered(effect.plan_id, "superseded", f"plan {self._last_plan} is newer"))
+            return
+        self._last_plan = effect.plan_id
+        status, reason = "unchanged", ""
+        for name, wanted in effect.targets:
+            pool = self.config.pools.get(name)
+            if pool is None:
+                status, reason = "refused", f"no pool {name!r}"
+                continue
+            target = max(pool.min, wanted if pool.max is None else min(wanted, pool.max))
+            have = [r for r in self._by_pool[name] if r.pending or r.state == READY]
+            if target != len(have):
+                status = "accepted"
+            for _ in range(target - len(have)):
+                self._order(pool)
+            for replica in _victims(have)[: max(0, len(have) - target)]:
+                self._retire(replica, "scaled_down", pool.drain_timeout_s)
+        self.emit(ScaleAnswered(effect.plan_id, status, reason))
+
+    def drain(self, effect: Drain) -> None:
+        """No new work; gone when empty or at the deadline. A booting replica is cancelled."""
+        replica = self.replicas.get(effect.replica)
+        if replica is None or replica.state == GONE:
+            return
+        if effect.undo:
+            if replica.state == DRAINING:
+                replica.version += 1
+                replica.times.pop("draining_s", None)
+                self._serve(replica, None)
+            return
+        timeout = replica.pool.drain_timeout_s if effect.deadline_at is None else max(0.0, effect.deadline_at - self.agenda.now)
+        self._retire(replica, effect.reason or "drained", timeout)
+
+    def emptied(self, replica: SimReplica) -> None:
+        """An attempt ended on it: a draining replica without work is gone."""
+        if replica.state == DRAINING and replica.engine.idle:
+            self._end(replica, replica.gone_reason)
+
+    def finish(self, now: float) -> None:
+        """The run is over: write the rows of the replicas that still live."""
+        for replica in self.replicas.values():
+            if replica.state != GONE:
+                self.rows.append(replica_row(replica, now))
+
+    def counts(self, pool: str) -> tuple[int, int, int]:
+        """(ready, booting, draining) replicas of a pool."""
+        states = [r.state for r in self._by_pool[pool]]
+        return states.count(READY), sum(s in (REQUESTED, PROVISIONING, BOOTING) for s in states), states.count(DRAINING)
+
+    def _new(self, pool: Pool) -> SimReplica:
+        ordinal = len(self._by_pool[pool.name]) + sum(1 for row in self.rows if row["pool"] == pool.name)
+        name = f"{pool.name}-{ordinal}"
+        engine = SimEngine(name, pool.engine, pool.step_model, self.agenda, **self._engine_options(name))
+        replica = SimReplica(name, pool, ordinal, engine)
+        replica.times["requested_s"] = self.agenda.now
+        self.replicas[name] = replica
+        self._by_pool[pool.name].append(replica)
+        return replica
+
+    def _order(self, pool: Pool) -> None:
+        replica = self._new(pool)
+        rng = generator(self._seed, f"pool/{pool.name}/replica/{replica.ordinal}/boot", self._replication)
+        stages = (getattr(pool.startup, stage) for stage in STAGES)
+        replica.boot = tuple(float(s.sample(rng)) if isinstance(s, Dist) else float(s) for s in stages)
+        replica.state = PROVISIONING
+        self.emit(ReplicaBooting(replica.name, pool.name, pool.role, PROVISIONING))
+        self._next_stage(replica)
+
+    def _next_stage(self, replica: SimReplica) -> None:
+        """Boot stages follow each other; one that is cancelled in between (version) never gets ready."""
+        version, now = replica.version, self.agenda.now
+        if replica.stage_n == len(STAGES):
+            self._serve(replica, now - replica.times["requested_s"])
+            return
+        if replica.stage_n == 1:
+            replica.state = BOOTING
+            self.emit(ReplicaBooting(replica.name, replica.pool.name, replica.pool.role, BOOTING))
+        seconds = replica.boot[replica.stage_n]
+        replica.stage_n += 1
+
+        def reached(_: Any) -> None:
+            if replica.version == version and replica.pending:
+                self._next_stage(replica)
+
+        self.agenda.at(now + seconds, COMPLETION, reached)
+
+    def _serve(self, replica: SimReplica, boot_s: float | None) -> None:
+        pool = replica.pool
+        replica.state = READY
+        replica.times.setdefault("ready_s", self.agenda.now)
+        self.emit(ReplicaReady(replica.name, pool.name, pool.role, pool.weight, pool.slots, pool.kv_tokens, boot_s))
+
+    def _retire(self, replica: SimReplica, reason: str, timeout_s: float) -> None:
+        if replica.state in (DRAINING, GONE):
+            return
+        replica.version += 1
+        if replica.pending or replica.engine.idle:
+            self._end(replica, reason)
+            return
+        now, version = self.agenda.now, replica.version
+        replica.state, replica.gone_reason = DRAINING, reason
+        replica.times["draining_s"] = now
+        self.emit(ReplicaGone(replica.name, reason, now + timeout_s))
+
+        def cut(_: Any) -> None:
+            if replica.version == version and replica.state == DRAINING:
+                self._end(replica, "drain_timeout")
+
+        self.agenda.at(now + timeout_s, COMPLETION, cut)
+
+    def _end(self, replica: SimReplica, reason: str) -> None:
+        """Gone for good; what still ran is ended by Control from the one event."""
+        replica.engine.drop_all(reason)
+        replica.state, replica.gone_reason = GONE, reason
+        replica.times["gone_s"] = self.agenda.now
+        replica.version += 1
+        self._by_pool[replica.pool.name].remove(replica)
+        self.rows.append(replica_row(replica, self.agenda.now))
+        self.emit(ReplicaGone(replica.name, reason))
+
+
+def _victims(replicas: list[SimReplica]) -> list[SimReplica]:
+    """Who goes first on a scale-down: the newest that is not ready yet, then the least busy, ties newest."""
+    def key(replica: SimReplica) -> tuple[int, int, int]:
+        return (0, 0, -replica.ordinal) if replica.pending else (1, replica.engine.load, -replica.ordinal)
+
+    return sorted(replicas, key=key)
+

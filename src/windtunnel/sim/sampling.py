@@ -1,0 +1,78 @@
+"""Looking at a running simulation: gauges on a grid for the record, and the scrapes that policies see. Both are closed form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from windtunnel.events import Event, Scrape, Scraped
+from windtunnel.policy.control import Control
+from windtunnel.sim.agenda import ARRIVAL, Agenda
+from windtunnel.sim.fleet import READY, SimFleet, SimReplica
+
+SAMPLE = ARRIVAL + 2  # after everything else of that time
+STRANDED_S = 600.0  # run seconds without any progress after which what waits can never be served
+
+
+class Sampler:
+    """Samples every `every_s` run seconds into `sample(now, name, key, value)`; calls `stranded` when nothing moves any more."""
+
+    def __init__(self, control: Control, fleet: SimFleet, sample: Callable[[float, str, str, float], None], agenda: Agenda, every_s: float,
+                 stranded: Callable[[], None]) -> None:
+        self.control, self.fleet, self.agenda = control, fleet, agenda
+        self._sample, self._every_s, self._stranded = sample, every_s, stranded
+        self._moved_at, self._seen = 0.0, -1
+        agenda.at(0.0, SAMPLE, self._tick)
+
+    def _tick(self, _: Any) -> None:
+        now = self.agenda.now
+        self.gauges(now)
+        busy = any(r.pending or (r.state == READY and not r.engine.idle) for r in self.fleet.replicas.values())
+        arrivals_and_ends = self.control.seq if busy else self.control.open_count
+        if busy or arrivals_and_ends != self._seen or not self.control.open_count:
+            self._moved_at, self._seen = now, arrivals_and_ends
+        elif now - self._moved_at > STRANDED_S:
+            self._stranded()
+            return
+        self.agenda.at(now + self._every_s, SAMPLE, self._tick)
+
+    def gauges(self, now: float) -> None:
+        """One sample of every lane, pool and ready replica."""
+        sample = self._sample
+        for lane in self.control.lanes:
+            pressure = lane.admission.snapshot(lane.resource, now)
+            sample(now, "waiting", lane.name, len(lane.queue))
+            sample(now, "in_flight", lane.name, pressure.in_flight)
+            sample(now, "limit", lane.name, min(pressure.limit, pressure.effective_max))
+        for name in self.fleet.config.pools:
+            ready, booting, draining = self.fleet.counts(name)
+            sample(now, "replicas_ready", name, ready)
+            sample(now, "replicas_booting", name, booting)
+            sample(now, "replicas_draining", name, draining)
+        for replica in self.fleet.replicas.values():
+            if replica.state == READY:
+                state = replica.engine.state_at(now)
+                sample(now, "running", replica.name, state.running)
+                sample(now, "kv_used_fraction", replica.name, state.kv_used_fraction)
+
+    def scrape_all(self, deliver: Callable[[Event], None]) -> None:
+        """Deliver `Scraped` of every ready replica, each pool at its own interval."""
+        for pool in self.fleet.config.pools.values():
+            self._scrape_pool(pool.name, pool.scrape_interval_s, deliver)
+
+    def _scrape_pool(self, pool: str, interval_s: float, deliver: Callable[[Event], None]) -> None:
+        def scrape(_: Any) -> None:
+            now = self.agenda.now
+            for replica in list(self.fleet.replicas.values()):
+                if replica.pool.name == pool and replica.state == READY:
+                    deliver(Scraped(replica.name, scrape_of(replica, now)))
+            self.agenda.at(now + interval_s, ARRIVAL, scrape)
+
+        self.agenda.at(self.agenda.now + interval_s, ARRIVAL, scrape)
+
+
+def scrape_of(replica: SimReplica, now: float) -> Scrape:
+    """What the engine's metrics would say at `now`; changes nothing."""
+    engine = replica.engine
+    state = engine.state_at(now)
+    return Scrape(now, state.running, state.waiting, state.kv_used_fraction, engine.preemptions, engine.prompt_tokens, engine.output_tokens)

@@ -1,0 +1,225 @@
+"""Laws of lengths and durations, drawn in bulk from a generator that is handed in, and shares of names."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from windtunnel.errors import ConfigFileError, ConfigUnknownKeyError, ConfigValueError
+from windtunnel.policy.param import check_number
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Const:
+    """Always `value`."""
+
+    value: float
+
+    def __post_init__(self) -> None:
+        check_number("value", self.value, lo=0)
+
+    def expected(self) -> float:
+        return float(self.value)
+
+    def sample(self, rng: np.random.Generator, n: int) -> Floats:
+        """n values; draws nothing from `rng`."""
+        return np.full(n, float(self.value))
+
+
+@dataclass(frozen=True, slots=True)
+class Uniform:
+    """Evenly between lo and hi."""
+
+    lo: float
+    hi: float
+
+    def __post_init__(self) -> None:
+        check_number("lo", self.lo, lo=0)
+        check_number("hi", self.hi, lo=self.lo)
+
+    def expected(self) -> float:
+        return (self.lo + self.hi) / 2
+
+    def sample(self, rng: np.random.Generator, n: int) -> Floats:
+        """n values in [lo, hi)."""
+        return rng.uniform(self.lo, self.hi, n)
+
+
+@dataclass(frozen=True, slots=True)
+class Normal:
+    """Normal law truncated at 0 (negative draws are drawn again); mean and sd are those before the truncation."""
+
+    mean: float
+    sd: float
+    max: float | None = None
+
+    def __post_init__(self) -> None:
+        check_number("mean", self.mean, lo=0)
+        check_number("sd", self.sd, lo=0)
+        _check_max(self.max)
+
+    def expected(self) -> float:
+        if self.sd == 0:
+            return float(self.mean)
+        a = self.mean / self.sd
+        return self.mean + self.sd * math.exp(-a * a / 2) / math.sqrt(2 * math.pi) / (0.5 * math.erfc(-a / math.sqrt(2)))
+
+    def sample(self, rng: np.random.Generator, n: int) -> Floats:
+        """n values >= 0."""
+        values = rng.normal(self.mean, self.sd, n)
+        while (bad := np.flatnonzero(values < 0)).size:
+            values[bad] = rng.normal(self.mean, self.sd, bad.size)
+        return _cap(values, self.max)
+
+
+@dataclass(frozen=True, slots=True)
+class LogNormal:
+    """Log-normal law with this mean and coefficient of variation (sd / mean); values above `max` become `max`."""
+
+    mean: float
+    cv: float
+    max: float | None = None
+
+    def __post_init__(self) -> None:
+        check_number("mean", self.mean, above=0)
+        check_number("cv", self.cv, lo=0)
+        _check_max(self.max)
+
+    def expected(self) -> float:
+        return float(self.mean)
+
+    def sample(self, rng: np.random.Generator, n: int) -> Floats:
+        """n values > 0."""
+        variance = math.log1p(self.cv * self.cv)
+        return _cap(rng.lognormal(math.log(self.mean) - variance / 2, math.sqrt(variance), n), self.max)
+
+
+@dataclass(frozen=True, slots=True)
+class Exponential:
+    """Exponential law with this mean; values above `max` become `max`."""
+
+    mean: float
+    max: float | None = None
+
+    def __post_init__(self) -> None:
+        check_number("mean", self.mean, above=0)
+        _check_max(self.max)
+
+    def expected(self) -> float:
+        return float(self.mean)
+
+    def sample(self, rng: np.random.Generator, n: int) -> Floats:
+        """n values >= 0."""
+        return _cap(rng.exponential(self.mean, n), self.max)
+
+
+@dataclass(frozen=True, slots=True)
+class Empirical:
+    """Drawn evenly, with replacement, from measured values."""
+
+    values: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.values:
+            raise ConfigValueError("values", "expected at least one value, got none")
+        for value in self.values:
+            check_number("values", value, lo=0)
+
+    def expected(self) -> float:
+        return float(np.mean(self.values))
+
+    def sample(self, rng: np.random.Generator, n: int) -> Floats:
+        """n of the measured values."""
+        return np.asarray(self.values, dtype=np.float64)[rng.integers(0, len(self.values), n)]
+
+
+Dist = Const | Uniform | Normal | LogNormal | Exponential | Empirical
+KINDS: Mapping[str, tuple[type[Any], Mapping[str, str]]] = {  # class, and field by the key that plain data uses
+    "const": (Const, {"value": "value"}),
+    "uniform": (Uniform, {"lo": "lo", "hi": "hi"}),
+    "normal": (Normal, {"mean": "mean", "sd": "sd", "max": "max"}),
+    "lognormal": (LogNormal, {"mean": "mean", "cv": "cv", "max": "max"}),
+    "exp": (Exponential, {"mean": "mean", "max": "max"}),
+    "empirical": (Empirical, {"values": "values", "file": "values"}),
+}
+
+
+
+def dist_of(value: Any, field: str = "dist") -> Dist:
+    """The law that plain data means: a number (const), a Dist, or {kind: lognormal, mean: 600, cv: 1.2}; `field` names it in errors."""
+    if isinstance(value, Dist):
+        return value
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        value = {"kind": "const", "value": value}
+    if not isinstance(value, Mapping) or value.get("kind") not in KINDS:
+        raise ConfigValueError(field, f"expected a number or a mapping with kind {', '.join(KINDS)}; got {value!r}")
+    cls, names = KINDS[value["kind"]]
+    given = {key: item for key, item in value.items() if key != "kind"}
+    for key in given:
+        if key not in names:
+            raise ConfigUnknownKeyError(field, str(key), known=tuple(names))
+    if "file" in given:
+        given["file"] = _numbers_of(Path(given["file"]))
+    try:
+        made: Dist = cls(**{names[key]: tuple(item) if isinstance(item, list) else item for key, item in given.items()})
+    except ConfigValueError as error:
+        raise ConfigValueError(f"{field}.{error.field}", error.message.removeprefix(f"{error.field}: ")) from None
+    except TypeError:
+        got = ", ".join(map(str, given)) or "nothing"
+        raise ConfigValueError(field, f"kind {value['kind']} takes {', '.join(names)}; got {got}") from None
+    return made
+
+
+def tokens(dist: Dist, rng: np.random.Generator, n: int) -> list[int]:
+    """n token counts: drawn, rounded half up, at least 1."""
+    counts: list[int] = np.maximum(np.floor(dist.sample(rng, n) + 0.5), 1).astype(np.int64).tolist()
+    return counts
+
+
+class Shares:
+    """Names with relative shares; a number in [0, 1) picks one. The shares need not sum to 1."""
+
+    def __init__(self, field: str, shares: Mapping[str, float]) -> None:
+        if not isinstance(shares, Mapping):
+            raise ConfigValueError(field, f"expected a mapping of name to share, got {shares!r}")
+        for name, share in shares.items():
+            check_number(f"{field}.{name}", share, lo=0)
+        total = math.fsum(shares.values())
+        if not total > 0:
+            raise ConfigValueError(field, f"expected shares with a sum > 0, got {dict(shares)!r}")
+        self.names = tuple(name for name, share in shares.items() if share > 0)
+        self._edges = np.cumsum([share / total for share in shares.values() if share > 0])[:-1]
+
+    def pick(self, points: Sequence[float] | Floats) -> list[str]:
+        """One name per point in [0, 1)."""
+        return [self.names[i] for i in np.searchsorted(self._edges, points, side="right")]
+
+    def draw(self, rng: np.random.Generator, n: int) -> list[str]:
+        """n names at random; draws nothing if there is only one."""
+        return [self.names[0]] * n if len(self.names) == 1 else self.pick(rng.random(n))
+
+
+def _check_max(value: float | None) -> None:
+    if value is not None:
+        check_number("max", value, above=0)
+
+
+def _cap(values: Floats, top: float | None) -> Floats:
+    return values if top is None else np.minimum(values, top)
+
+
+def _numbers_of(path: Path) -> tuple[float, ...]:
+    try:
+        return tuple(float(line) for line in path.read_text(encoding="utf-8").split())
+    except OSError:
+        raise ConfigFileError("cannot read the file of measured values", where=str(path)) from None
+    except ValueError as error:
+        raise ConfigFileError(f"expected one number a line ({error})", where=str(path)) from None
