@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, Parameter
 
 from windtunnel.errors import WindtunnelError
 
@@ -46,8 +46,8 @@ class Options:
     @property
     def progress(self) -> bool:
         """Progress lines are for a person at a terminal."""
-        words = ("CI", "PYTEST_CURRENT_TEST", "WINDTUNNEL_QUIET")
-        return not (self.json or self.quiet or os.environ.get("TERM") == "dumb" or any(os.environ.get(w) for w in words)) and sys.stderr.isatty()
+        silenced = any(os.environ.get(word) for word in ("CI", "PYTEST_CURRENT_TEST", "WINDTUNNEL_QUIET"))
+        return not (self.json or self.quiet or silenced or os.environ.get("TERM") == "dumb") and sys.stderr.isatty()
 
 
 options = Options()
@@ -67,13 +67,13 @@ def version() -> str:
 
 def code_digest() -> str:
     """SHA-256 over the sources of policy, sources and sim (hex)."""
-    from windtunnel.lab.manifest import code_digest as digest
+    from windtunnel.lab.digest import code_digest as digest
 
     return digest()
 
 
 app = App(name="windtunnel", help="Simulate fleets of LLM inference engines, and drive real ones with the same control.", version=version,
-          help_epilogue=COMMON, help_format="markdown", default_parameter=None, result_action="return_value")
+          help_epilogue=COMMON, help_format="markdown", default_parameter=Parameter(negative=()), result_action="return_value")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -105,7 +105,8 @@ def run_cli(tokens: list[str]) -> int:
         return _fail(command, "Interrupted", "interrupted", "", "", INTERRUPTED)
     except Exception as error:
         traceback.print_exc(file=sys.stderr)
-        return _fail(command, type(error).__name__, f"this is a bug in windtunnel: {error}", "please report it with the traceback above", "", BUG)
+        text = f"this is a bug in windtunnel: {type(error).__name__}: {error}"
+        return _fail(command, type(error).__name__, text, "please report it with the traceback above", "", BUG)
 
 
 def _register() -> None:
@@ -178,7 +179,7 @@ def plain(value: Any) -> Any:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    return " ".join(text.split()).removesuffix(".")
 
 
 def say(text: str) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from windtunnel.lab.worlds import Flight
 
 Level = Literal["requests", "decisions", "full"]
-Sets = Annotated[tuple[str, ...], Parameter(name="--set", help="Override path=value; repeatable, left to right.", negative=())]
+Sets = Annotated[tuple[str, ...], Parameter(name="--set", help="Override path=value; repeatable, left to right.", show_default=False)]
 SLICE_S = 0.25
 LINE_EVERY_S = 30.0
 
@@ -31,18 +31,17 @@ def run(scenario: str, /, *, set_: Sets = (), variant: str | None = None, seed: 
 
     Example: `windtunnel run azure-chat --set duration_s=30 --seed 7`
 
-    Parameters
-    ----------
-    scenario: A file, a bundled name, or `file@variant`.
-    variant: One of the scenario's `compare` variants.
-    seed: Instead of the scenario's seed.
-    replication: Independent repetition with the same seed, from 0.
-    record: What is kept: requests, decisions or full.
-    out: Directory that the run is saved to.
-    report: HTML file that a report is written to.
-    check: Assert conservation of requests after every event.
-    overwrite: Replace a run that is already in --out.
-    allow_imports: Let `kind: pkg.mod:Class` import code.
+    Args:
+        scenario: A file, a bundled name, or `file@variant`.
+        variant: One of the scenario's `compare` variants.
+        seed: Instead of the scenario's seed.
+        replication: Independent repetition with the same seed, from 0.
+        record: What is kept: requests, decisions or full.
+        out: Directory that the run is saved to.
+        report: HTML file that a report is written to.
+        check: Assert conservation of requests after every event.
+        overwrite: Replace a run that is already in --out.
+        allow_imports: Let `kind: pkg.mod:Class` import code.
     """
     chosen = load(scenario, set_, variant, allow_imports)
     flight = chosen.start(seed=seed, replication=replication, record=record, check=check)
@@ -64,11 +63,10 @@ def compare(*runs: str, set_: Sets = (), replications: int = 1, seed: int | None
 
     Example: `windtunnel compare tenant-flood tenant-flood@fair --set duration_s=20`
 
-    Parameters
-    ----------
-    runs: Scenarios, `file@variant`, or directories of saved runs. One scenario alone means it and all its variants.
-    replications: Repetitions of each scenario, with common random numbers.
-    seed: Instead of the scenarios' seeds.
+    Args:
+        runs: Scenarios, `file@variant`, or directories of saved runs. One scenario alone means it and all its variants.
+        replications: Repetitions of each scenario, with common random numbers.
+        seed: Instead of the scenarios' seeds.
     """
     from windtunnel.errors import ConfigError
     from windtunnel.lab.compare import compare as compared
@@ -94,9 +92,8 @@ def show(directory: Path, /) -> Answer:
 
     Example: `windtunnel show out/azure`
 
-    Parameters
-    ----------
-    directory: Where `run --out` saved it.
+    Args:
+        directory: Where `run --out` saved it.
     """
     from windtunnel.lab.run import Run
 
@@ -110,10 +107,9 @@ def report(directory: Path, file: Path, /) -> Answer:
 
     Example: `windtunnel report out/azure out/azure.html`
 
-    Parameters
-    ----------
-    directory: Where `run --out` saved it.
-    file: The HTML file to write.
+    Args:
+        directory: Where `run --out` saved it.
+        file: The HTML file to write.
     """
     from windtunnel.lab.run import Run
 
@@ -127,14 +123,22 @@ def replay(log: Path, /, *, control: str | None = None, set_: Sets = ()) -> Answ
 
     Example: `windtunnel replay out/azure`
 
-    Parameters
-    ----------
-    log: A log.jsonl, or the directory of a run recorded at level full.
-    control: Scenario whose control decides instead: what would it have decided?
+    Args:
+        log: A log.jsonl, or the directory of a run recorded at level full.
+        control: Scenario whose control decides instead: what would it have decided?
     """
-    from windtunnel.cli_replay import replay_answer
+    from windtunnel.lab.replay import replay as replayed
 
-    return replay_answer(log, control, set_)
+    other = None if control is None else _other_control(load(control, set_))
+    agreed = replayed(log, other)
+    return Answer(agreed.to_dict(), repr(agreed))
+
+
+def _other_control(chosen: Scenario) -> Any:
+    """Header → the scenario's control over the pools of the log."""
+    from windtunnel.lab.build import control_from_header
+
+    return lambda header: control_from_header(header, chosen.control)
 
 
 def load(scenario: str, set_: tuple[str, ...], variant: str | None = None, allow_imports: bool = False) -> Scenario:
@@ -173,7 +177,7 @@ def fly(flight: Flight, planned_s: float | None) -> int:
 
 def _tell(progress: Any, planned_s: float | None, spent_s: float, told: float, now: float) -> float:
     share = f" ({100 * min(1.0, progress.now / planned_s):.0f} %)" if planned_s else ""
-    text = f"{progress.now:.0f} s simulated{share}, {progress.finished:,} requests ended, {progress.in_flight:,} open, {spent_s:.0f} s spent"
+    text = f"{progress.now:.0f} s simulated{share}, {progress.finished:,} requests ended, {progress.in_flight:,} open, {spent_s:.0f} s"
     if options.progress:
         print(f"\r{text}\x1b[K", end="", file=sys.stderr, flush=True)
         return now
@@ -186,8 +190,8 @@ def _tell(progress: Any, planned_s: float | None, spent_s: float, told: float, n
 def run_dict(made: Run) -> dict[str, Any]:
     """A run as plain data: summary, seed, provenance, CPU seconds."""
     meta = made.meta
-    return {"summary": made.summary().to_dict(), "cpu_s": meta.cpu_s, "wall_s": meta.wall_s, "provenance": meta.provenance, "seed": meta.seed,
-            "replication": meta.replication, "name": meta.name, "complete": meta.complete}
+    return {"summary": made.summary().to_dict(), "cpu_s": meta.cpu_s, "wall_s": meta.wall_s, "provenance": meta.provenance,
+            "seed": meta.seed, "replication": meta.replication, "name": meta.name, "complete": meta.complete}
 
 
 def _saved(directory: str) -> Any:

@@ -46,11 +46,10 @@ def scenario_show(scenario: str, /, *, set_: Sets = (), variant: str | None = No
 
     Example: `windtunnel scenario show azure-chat --resolved`
 
-    Parameters
-    ----------
-    scenario: A file, a bundled name, or `file@variant`.
-    variant: One of the scenario's `compare` variants.
-    resolved: Write out every default.
+    Args:
+        scenario: A file, a bundled name, or `file@variant`.
+        variant: One of the scenario's `compare` variants.
+        resolved: Write out every default.
     """
     made = load(scenario, set_, variant)
     return Answer({"scenario": made.resolved(), "digest": made.digest}, made.dump(resolved=resolved).rstrip())
@@ -62,9 +61,8 @@ def scenario_check(*scenarios: str, set_: Sets = ()) -> Answer:
 
     Example: `windtunnel scenario check azure-chat`
 
-    Parameters
-    ----------
-    scenarios: Files or bundled names.
+    Args:
+        scenarios: Files or bundled names.
     """
     from windtunnel.errors import ConfigError
     from windtunnel.lab.scenario import variants
@@ -100,16 +98,16 @@ def trace_card(file: Path, /, *, format: str = "auto") -> Answer:
 
     Example: `windtunnel trace card data/traces/azure2023_conv.csv.gz`
 
-    Parameters
-    ----------
-    file: A trace of any known format.
-    format: Its format; auto looks at the file.
+    Args:
+        file: A trace of any known format.
+        format: Its format; auto looks at the file.
     """
-    from windtunnel.sources.traces.card import card
+    from dataclasses import asdict
+
     from windtunnel.sources.traces.open import open_trace
 
-    made = card(open_trace(file, format))
-    return Answer(made.to_dict(), str(made))
+    made = open_trace(file, format).card()
+    return Answer(asdict(made), repr(made))
 
 
 @app.command

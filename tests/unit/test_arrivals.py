@@ -64,13 +64,15 @@ def test_LG_11_series_is_piecewise_constant_and_may_rest() -> None:
 
 
 @pytest.mark.parametrize(("options", "field"), [
-    ({"rate_rps": 0.0}, "rate_rps"), ({"rate_rps": -1.0}, "rate_rps"), ({"rate_rps": float("nan")}, "rate_rps"), ({"rate_rps": None}, "rate_rps"),
+    ({"rate_rps": 0.0}, "rate_rps"), ({"rate_rps": -1.0}, "rate_rps"), ({"rate_rps": float("nan")}, "rate_rps"),
+    ({"rate_rps": None}, "rate_rps"),
     ({"rate_rps": 1.0, "series": ((0.0, 1.0),)}, "rate_rps"), ({"rate_rps": None, "series": ()}, "series"),
     ({"rate_rps": None, "series": ((0.0, 0.0),)}, "series"), ({"rate_rps": None, "series": ((0.0, -1.0),)}, "series.0.rate"),
     ({"rate_rps": None, "series": ((2.0, 1.0), (1.0, 1.0))}, "series.1.t_s"), ({"rate_rps": Ramp(0, 0, 5)}, "rate_rps"),
     ({"pattern": "weibull"}, "pattern"), ({"pattern": "gamma", "shape": 0.0}, "shape"), ({"pattern": "gamma", "cv": -1.0}, "cv"),
     ({"shape": 2.0}, "shape"), ({"count": 0}, "count"), ({"duration_s": -1.0}, "duration_s"), ({"tenants": {"a": 0.0}}, "tenants"),
-    ({"priorities": {"urgent": 1.0}}, "priorities"), ({"max_in_flight": 0}, "max_in_flight"), ({"input_tokens": float("nan")}, "input_tokens.value"),
+    ({"priorities": {"urgent": 1.0}}, "priorities"), ({"max_in_flight": 0}, "max_in_flight"),
+    ({"input_tokens": float("nan")}, "input_tokens.value"),
 ])
 def test_LG_11_bad_settings_name_their_field(options: dict[str, object], field: str) -> None:
     with pytest.raises(ConfigValueError) as caught:
@@ -96,7 +98,8 @@ def test_arrivals_end_by_count_duration_or_not_at_all() -> None:
 
 def test_one_draw_does_not_change_another() -> None:
     plain = list(source(count=3000).stream() or ())
-    other = list(source(count=3000, input_tokens=LogNormal(100, 1), tenants={"a": 1, "b": 1}, priorities={"interactive": 1, "batch": 1}).stream() or ())
+    shares = {"tenants": {"a": 1, "b": 1}, "priorities": {"interactive": 1, "batch": 1}}
+    other = list(source(count=3000, input_tokens=LogNormal(100, 1), **shares).stream() or ())
     assert [r.arrived_s for r in plain] == [r.arrived_s for r in other] and len({r.input_tokens for r in other}) > 50
     assert {r.tenant for r in other} == {"a", "b"} and {r.priority for r in other} == {0, 1}
     again = source(count=3000)

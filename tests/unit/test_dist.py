@@ -40,11 +40,12 @@ def test_plain_data_means_a_law(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("data", "kind", "text"), [
-    ("600", ConfigValueError, "input_tokens"), (True, ConfigValueError, "input_tokens"), ({"kind": "pareto"}, ConfigValueError, "lognormal"),
-    ({"kind": "exp", "mean": 0}, ConfigValueError, r"input_tokens\.mean"), ({"kind": "exp", "mean": float("nan")}, ConfigValueError, "finite"),
-    ({"kind": "exp", "rate": 1}, ConfigUnknownKeyError, r"input_tokens\.rate"), ({"kind": "uniform", "lo": 3, "hi": 2}, ConfigValueError, "hi"),
-    ({"kind": "lognormal", "mean": 4}, ConfigValueError, "takes mean, cv"), ({"kind": "empirical", "values": []}, ConfigValueError, "values"),
-    (-1, ConfigValueError, "value"),
+    ("600", ConfigValueError, "input_tokens"), (True, ConfigValueError, "input_tokens"),
+    ({"kind": "pareto"}, ConfigValueError, "lognormal"), ({"kind": "exp", "mean": 0}, ConfigValueError, r"input_tokens\.mean"),
+    ({"kind": "exp", "mean": float("nan")}, ConfigValueError, "finite"),
+    ({"kind": "exp", "rate": 1}, ConfigUnknownKeyError, r"input_tokens\.rate"),
+    ({"kind": "uniform", "lo": 3, "hi": 2}, ConfigValueError, "hi"), ({"kind": "lognormal", "mean": 4}, ConfigValueError, "takes mean, cv"),
+    ({"kind": "empirical", "values": []}, ConfigValueError, "values"), (-1, ConfigValueError, "value"),
 ])
 def test_bad_laws_name_the_field(data: object, kind: type[ConfigError], text: str) -> None:
     with pytest.raises(kind, match=text):

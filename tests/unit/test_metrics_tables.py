@@ -23,7 +23,7 @@ def body(path: str) -> str:
 def test_AD_7_vllm_under_overload() -> None:
     values = VLLM.read(body("vllm-0.32.0/metrics_overload.txt"))
     assert (values["running"], values["waiting"]) == (16, 44)  # waiting_by_reason is another series
-    assert values["kv_used_fraction"] == pytest.approx(0.0078144)
+    assert values["kv_used_fraction"] == pytest.approx(0.0078144, rel=1e-5)
     assert (values["prompt_tokens_total"], values["output_tokens_total"], values["cached_tokens_total"]) == (74239, 18217, 0)
     assert (values["num_blocks"], values["block_size"], values["awake"]) == (4096, 128, 1)
 
@@ -59,7 +59,8 @@ def test_old_llamacpp_without_cached_tokens() -> None:
 
 
 def test_ranks_add_up_and_fractions_average() -> None:
-    text = "".join(f'vllm:num_requests_running{{engine="{i}"}} {i + 1}\nvllm:kv_cache_usage_perc{{engine="{i}"}} 0.{i + 1}\n' for i in range(2))
+    text = "".join(f'vllm:{name}{{engine="{i}"}} {value}\n' for name, values in (("num_requests_running", (1, 2)),
+                   ("kv_cache_usage_perc", (0.1, 0.2))) for i, value in enumerate(values))
     values = VLLM.read(text)
     assert values["running"] == 3 and values["kv_used_fraction"] == pytest.approx(0.15)
 

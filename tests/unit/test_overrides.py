@@ -37,7 +37,8 @@ def test_CS_20_bad_paths(path: str) -> None:
 
 
 @pytest.mark.parametrize(("text", "path", "value"), [
-    ("a.b=6", "a.b", 6), ("a=1e2", "a", 100.0), ("a=", "a", None), ("a=null", "a", None), ("a=[]", "a", []), ("a={b: [1, x]}", "a", {"b": [1, "x"]}),
+    ("a.b=6", "a.b", 6), ("a=1e2", "a", 100.0), ("a=", "a", None), ("a=null", "a", None), ("a=[]", "a", []),
+    ("a={b: [1, x]}", "a", {"b": [1, "x"]}),
     ("a=b=c", "a", "b=c"), ('a."x=y".b=1', 'a."x=y".b', 1), (" a =no", "a", "no"),
 ])
 def test_CS_20_values(text: str, path: str, value: Any) -> None:
@@ -82,7 +83,8 @@ def test_CS_20_another_kind_drops_the_parameters_but_not_the_wrappers() -> None:
 
 
 def test_CS_20_an_absent_part_can_stand_for_defaults() -> None:
-    got = apply(Document({}), {"control.limit.cooldown_s": 5}, seed=lambda path, _: {"kind": "aimd"} if path == ("control", "limit") else None)
+    parts = {("control", "limit"): {"kind": "aimd"}}
+    got = apply(Document({}), {"control.limit.cooldown_s": 5}, seed=lambda path, _: parts.get(path))
     assert got.data == {"control": {"limit": {"kind": "aimd", "cooldown_s": 5}}}
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from windtunnel.live.sse import Frame, SseDecoder
 
-STREAM = '\ufeff: ping\n\ndata: {"a":1}\r\n\r\ndata:é\rdata: 日本 🙂\r\rid: 7\nevent: error\ndata: x\n\n: ping\ndata\n\ndata: [DONE]\n\n'.encode()
+STREAM = (
+    '\ufeff: ping\n\ndata: {"a":1}\r\n\r\ndata:é\rdata: 日本 🙂\r\rid: 7\nevent: error\ndata: x\n\n'
+    ': ping\ndata\n\ndata: [DONE]\n\n'
+).encode()
 FRAMES = [Frame('{"a":1}'), Frame("é\n日本 🙂"), Frame("x", "error"), Frame(""), Frame("[DONE]")]
 
 
@@ -34,7 +39,7 @@ def test_AD_6_one_byte_at_a_time() -> None:
 @given(st.lists(st.integers(0, len(STREAM)), max_size=12))
 def test_AD_6_any_cuts_give_the_same_frames(cuts: list[int]) -> None:
     edges = [0, *sorted(cuts), len(STREAM)]
-    assert decoded([STREAM[a:b] for a, b in zip(edges, edges[1:])]) == (FRAMES, False)
+    assert decoded([STREAM[a:b] for a, b in pairwise(edges)]) == (FRAMES, False)
 
 
 @given(st.lists(st.text(st.characters(exclude_characters="\r\n", exclude_categories=["Cs"]), max_size=20), max_size=8),

@@ -28,11 +28,13 @@ def test_TR_40_numbers_of_the_bundled_files(name: str) -> None:
     if cv is not None:
         assert card.gaps_cv == pytest.approx(cv, abs=5e-3 if cv > 10 else 5e-4)
     assert card.hit_bound is None if bound is None else card.hit_bound == pytest.approx(bound, abs=5e-5)
-    assert not card.skipped and card.fresh_tails == 0 and "blocks" in card.nulls or bound is not None
+    assert not card.skipped and card.fresh_tails == 0 and ("blocks" in card.nulls) == (bound is None)
+    assert card.to_dict()["input"]["p50"] == inputs[1]
 
 
 def test_TR_40_by_hand() -> None:
-    rows = [TraceRow("a", 0.0, 10, 1, tenant="x", session="s", blocks=(1, 2)), TraceRow("b", 30.0, 20, None, tenant="x", session="s", blocks=(1, 2)),
+    rows = [TraceRow("a", 0.0, 10, 1, tenant="x", session="s", blocks=(1, 2)),
+            TraceRow("b", 30.0, 20, None, tenant="x", session="s", blocks=(1, 2)),
             TraceRow("c", 59.0, 30, 3, tenant="y", blocks=(1, 3)), TraceRow("d", 120.0, 40, 5)]
     card = Trace.from_rows(rows, name="hand", block_size=16).card()
     assert (card.rows, card.sessions, card.turns_per_session, card.span_s) == (4, 1, 2.0, 120.0)

@@ -274,8 +274,8 @@ def test_TR_20_own_parquet_keeps_what_it_is_and_equal_traces_give_equal_bytes(tm
 
 
 def test_requests_of_a_trace_carry_truth_bound_blocks_and_turns() -> None:
-    rows = [TraceRow("a", 10.0, 600, 7, tenant="acme", priority="batch", model="big", session="s", turn=2, deadline_in_s=4.0, blocks=(1, 2)),
-            TraceRow("b", 11.0, 5, None)]
+    rows = [TraceRow("a", 10.0, 600, 7, tenant="acme", priority="batch", model="big", session="s", turn=2, deadline_in_s=4.0,
+                     blocks=(1, 2)), TraceRow("b", 11.0, 5, None)]
     first, second = TraceSource(rows, model="small", tenant="other").stream() or ()
     assert isinstance(first, Request) and first.truth == Truth(7) and first.blocks == (1, 2)
     assert (first.id, first.tenant, first.model, first.priority, first.arrived_s, first.intended_s) == ("a", "acme", "big", 1, 0.0, 0.0)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from windtunnel.errors import ConfigInfeasibleError, ConfigValueError
-from windtunnel.lab import locate
+from windtunnel.errors import ConfigError, ConfigInfeasibleError, ConfigValueError
+from windtunnel.lab import registry
 from windtunnel.lab.control_spec import ControlSpec
 from windtunnel.policy.admission.request import RequestAdmission
 from windtunnel.policy.control import Control
 from windtunnel.policy.lane import Lane
 from windtunnel.policy.param import BuildContext, PoolFacts
-from windtunnel.policy.planning.planner import Planner
 from windtunnel.policy.queueing.fair import Queue
 from windtunnel.policy.routing.fleet import Fleet
 from windtunnel.sim.fleet import FleetConfig
@@ -21,8 +22,8 @@ from windtunnel.sources.seeding import PolicyRng
 from windtunnel.sources.source import Source
 
 
-def build_control(spec: ControlSpec, pools: Sequence[PoolFacts], *, slo: Mapping[str, Any] | None = None, seed: int = 0, replication: int = 0,
-                  wants: frozenset[str] = frozenset()) -> Control:
+def build_control(spec: ControlSpec, pools: Sequence[PoolFacts], *, slo: Mapping[str, Any] | None = None, seed: int = 0,
+                  replication: int = 0, wants: frozenset[str] = frozenset()) -> Control:
     """A fresh control with one lane per model over `pools`; the same for a simulated and for a live world.
 
     seed, replication: of the run; each policy draws from its own generator. wants: note streams that are recorded.
@@ -38,31 +39,47 @@ def build_control(spec: ControlSpec, pools: Sequence[PoolFacts], *, slo: Mapping
     def context(path: str, of: Sequence[PoolFacts]) -> BuildContext:
         return BuildContext(PolicyRng(seed, path, replication), tenants, tuple(of), _flat(slo or {}), wants)
 
-    scrape_s, fleet = None, Fleet()
-    del scrape_s
     lanes = [_lane(full, of, lambda part, of=of: context(f"control/{of[0].name}/{part}", of), wants) for of in models.values()]
-    planner = None
-    if full.planner is not None:
-        planner = _planner(full.planner.config(), pools, context("control/planner", pools))
-    return Control(lanes=lanes, fleet=fleet, tenants=tenants, planner=planner, settings=full.settings.config(), wants=wants)
+    planner = None if full.planner is None else full.planner.config().build(context("control/planner", pools))
+    return Control(lanes=lanes, fleet=Fleet(), tenants=tenants, planner=planner, settings=full.settings.config(), wants=wants)
 
 
-def _lane(spec: ControlSpec, pools: Sequence[PoolFacts], context: Any, wants: frozenset[str]) -> Lane:
-    assert spec.admission is not None
-    limit = spec.admission.limit.config()
-    breakers = [gate.config() for gate in spec.admission.gates or () if gate.kind == "breaker"]
+def header_spec(spec: ControlSpec, pools: Sequence[PoolFacts], slo: Mapping[str, Any]) -> dict[str, Any]:
+    """What a log's header holds of a control, as plain data: enough to build an equal one."""
+    return {**spec.resolved().model_dump(mode="json"), "pools": [asdict(p) for p in pools], "slo": dict(slo)}
+
+
+def control_from_header(header: Mapping[str, Any], spec: ControlSpec | None = None) -> Control:
+    """A fresh control equal to the one that wrote a log, or with another `spec` over the same pools.
+
+    Raises ConfigError if the header does not say enough.
+    """
+    data = dict(header.get("control") or {})
+    if "pools" not in data:
+        raise ConfigError("the log's header does not say how to build its control", hint="give replay a control")
+    pools, slo = [PoolFacts(**p) for p in data.pop("pools")], data.pop("slo", {})
+    if spec is None:
+        spec = ControlSpec.model_validate_json(json.dumps(data), strict=True)
+    return build_control(spec, pools, slo=slo, seed=int(header["seed"]), replication=int(header["replication"]))
+
+
+def _lane(spec: ControlSpec, pools: Sequence[PoolFacts], context: Callable[[str], BuildContext], wants: frozenset[str]) -> Lane:
+    """One model service over its pools."""
+    assert spec.admission is not None and spec.queue is not None and spec.routing is not None  # of a resolved spec
+    breakers = [gate.config() for gate in spec.admission.gates or ()]
     if len(breakers) > 1:
         raise ConfigValueError("control.admission.gates", "expected at most one gate of kind breaker")
-    admission = RequestAdmission(limit.build(context("limit")), breaker=breakers[0] if breakers else None, wants=wants)
+    limit: Any = spec.admission.limit
+    breaker = breakers[0].build(context("breaker")) if breakers else None
+    admission = RequestAdmission(limit.config().build(context("limit")), breaker=breaker, wants=wants)
     model = pools[0].model
-    return Lane(pools[0].name, queue=_queue(spec.queue, context("queue")), admission=admission, router=spec.routing.config().build(context("routing")),
-                pools=tuple(p.name for p in pools), models=frozenset({model} if model else ()), cap=_cap(spec.admission.limit))
+    return Lane(pools[0].name, queue=_queue(spec.queue, context("queue")), admission=admission,
+                router=spec.routing.config().build(context("routing")), pools=tuple(p.name for p in pools),
+                models=frozenset({model} if model else ()), cap=_cap(limit))
 
 
 def _queue(spec: Any, context: BuildContext) -> Queue:
     """The queue inside its wrappers, the outermost last."""
-    from windtunnel.lab import registry
-
     queue: Queue = spec.config().build(context)
     for name in reversed(registry.wrappers("queue")):
         wrapper = getattr(spec, name, None)
@@ -78,11 +95,6 @@ def _cap(limit: Any) -> Any:
     return limit.limit if limit.kind == "fixed" else "slots"
 
 
-def _planner(config: Any, pools: Sequence[PoolFacts], context: BuildContext) -> Planner:
-    planner = config.build(context)
-    return planner  # type: ignore[no-any-return]
-
-
 def _flat(slo: Mapping[str, Any]) -> dict[str, float]:
     """Bounds by column; with bounds per class, the interactive ones."""
     chosen = slo.get("interactive", slo) if any(isinstance(v, Mapping) for v in slo.values()) else slo
@@ -91,7 +103,8 @@ def _flat(slo: Mapping[str, Any]) -> dict[str, float]:
 
 def pool_facts(fleet: FleetConfig) -> tuple[PoolFacts, ...]:
     """What policies may know of a simulated fleet before the run."""
-    return tuple(PoolFacts(p.name, p.role, p.model, p.replicas, p.gpus_per_replica, p.slots, None, p.min, p.max) for p in fleet.pools.values())
+    return tuple(PoolFacts(p.name, p.role, p.model, p.replicas, p.gpus_per_replica, p.slots, None, p.min, p.max)
+                 for p in fleet.pools.values())
 
 
 def build_fleet(spec: Any, base: Path) -> FleetConfig:
@@ -111,9 +124,7 @@ def build_fleet(spec: Any, base: Path) -> FleetConfig:
 def build_source(spec: Any, base: Path, seed: int, *, replication: int = 0, duration_s: float | None = None, model: str = "",
                  live: bool = False) -> Source:
     """A fresh source. duration_s: no arrivals at or after it; model: what requests without one ask for; live: with prompt texts."""
-    from windtunnel.lab.build_source import source_of
+    from windtunnel.lab.build_source import Setting, source_of
 
-    return source_of(spec, base, seed, replication=replication, duration_s=duration_s, model=model, live=live)
+    return source_of(spec, Setting(base, seed, replication, duration_s, model, live))
 
-
-__all__ = ["build_control", "build_fleet", "build_source", "locate", "pool_facts"]

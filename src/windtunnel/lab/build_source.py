@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from numpy.random import Generator
 
 from windtunnel.effects import Close, Reject
 from windtunnel.events import Event, Request
@@ -20,31 +23,46 @@ from windtunnel.sources.traces.open import open_trace
 from windtunnel.sources.traces.prompts import Prompts
 
 
-def source_of(spec: Any, base: Path, seed: int, *, replication: int, duration_s: float | None, model: str, live: bool) -> Source:
-    """A fresh source; see `build.build_source`."""
-    made: Source
-    if isinstance(spec, MixSpec):
-        made = Mix([_one(s, base, seed, replication, duration_s, model, live) for s in spec.sources])
-    else:
-        made = _one(spec, base, seed, replication, duration_s, model, live)
-    return made if duration_s is None else Until(made, duration_s)
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What all sources of a scenario share. base: folder that paths are beside; live: make prompt texts for real engines."""
+
+    base: Path
+    seed: int
+    replication: int = 0
+    duration_s: float | None = None
+    model: str = ""
+    live: bool = False
 
 
-def _one(spec: TraceSpec | ArrivalsSpec, base: Path, seed: int, replication: int, duration_s: float | None, model: str, live: bool) -> Source:
-    rng = generator(seed, f"source/{spec.name}", replication)
-    chosen = model if spec.model is None else spec.model
-    if isinstance(spec, ArrivalsSpec):
-        rate = spec.config()
-        return ArrivalSource(
-            rate.rate_rps, pattern=rate.pattern, shape=rate.shape, cv=rate.cv, series=rate.series, max_in_flight=rate.max_in_flight,
-            input_tokens=build_dist(spec.input_tokens, base, "input_tokens"), output_tokens=build_dist(spec.output_tokens, base, "output_tokens"),
-            tenants=spec.tenants, priorities=spec.priorities, count=spec.count, duration_s=duration_s, rng=rng, name=spec.name, model=chosen,
-            bound=spec.bound, prompts=Prompts(spec.name) if live else None)
-    trace = open_trace(locate.data_file(spec.path, base), spec.format, spec.on_error)
-    prompts = Prompts(spec.name, trace.block_size or 512) if live else None
-    # The operations' choices stay with the seed: two replications of a sampled trace replay the same rows at other times.
-    return TraceSource(trace, name=spec.name, model=chosen, ops=[op.operation(base) for op in spec.ops], tenant=spec.tenant,
-                       priority=spec.priority, bound=spec.bound, load=spec.load.config(), rng=rng, seed=seed, prompts=prompts)
+def source_of(spec: Any, setting: Setting) -> Source:
+    """A fresh source that ends at the setting's duration."""
+    made: Source = Mix([_one(s, setting) for s in spec.sources]) if isinstance(spec, MixSpec) else _one(spec, setting)
+    return made if setting.duration_s is None else Until(made, setting.duration_s)
+
+
+def _one(spec: TraceSpec | ArrivalsSpec, setting: Setting) -> Source:
+    rng = generator(setting.seed, f"source/{spec.name}", setting.replication)
+    model = setting.model if spec.model is None else spec.model
+    return _arrivals(spec, setting, rng, model) if isinstance(spec, ArrivalsSpec) else _trace(spec, setting, rng, model)
+
+
+def _arrivals(spec: ArrivalsSpec, setting: Setting, rng: Generator, model: str) -> Source:
+    rate = spec.config()
+    return ArrivalSource(
+        rate.rate_rps, pattern=rate.pattern, shape=rate.shape, cv=rate.cv, series=rate.series, max_in_flight=rate.max_in_flight,
+        input_tokens=build_dist(spec.input_tokens, setting.base, "input_tokens"),
+        output_tokens=build_dist(spec.output_tokens, setting.base, "output_tokens"), tenants=spec.tenants, priorities=spec.priorities,
+        count=spec.count, duration_s=setting.duration_s, rng=rng, name=spec.name, model=model, bound=spec.bound,
+        prompts=Prompts(spec.name) if setting.live else None)
+
+
+def _trace(spec: TraceSpec, setting: Setting, rng: Generator, model: str) -> Source:
+    trace = open_trace(locate.data_file(spec.path, setting.base), spec.format, spec.on_error)
+    prompts = Prompts(spec.name, trace.block_size or 512) if setting.live else None
+    # The operations' choices stay with the seed: two replications of a sampled trace replay the same rows.
+    return TraceSource(trace, name=spec.name, model=model, ops=[op.operation(setting.base) for op in spec.ops], tenant=spec.tenant,
+                       priority=spec.priority, bound=spec.bound, load=spec.load.config(), rng=rng, seed=setting.seed, prompts=prompts)
 
 
 class Until:

@@ -36,7 +36,7 @@ class AdmissionSpec(Spec):
 class ControlSpec(Spec):
     """What decides. A part that is not named is the preset's; a part that is named replaces the preset's whole part."""
 
-    preset: str = Field("default", description="Named composition that the other keys override: default or open.", json_schema_extra={"enum": list(PRESETS)})
+    preset: str = Field("default", description="Named composition that the other keys override.", json_schema_extra={"enum": list(PRESETS)})
     tenants: dict[str, TenantSpec] = Field({}, description='Weight per tenant; the entry "default" is for all others.')
     queue: Annotated[Any, Kinds("queue")] | None = None
     admission: AdmissionSpec | None = None

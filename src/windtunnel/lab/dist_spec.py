@@ -49,7 +49,7 @@ def _law(kind: str) -> type[LawSpec]:
 
 
 LAWS = tuple(_law(kind) for kind in KINDS)
-DistSpec = float | Annotated[Union[LAWS], Field(discriminator="kind")]  # type: ignore[valid-type]
+DistSpec = float | Annotated[Union[LAWS], Field(discriminator="kind")]  # type: ignore[valid-type]  # noqa: UP007
 
 
 def build_dist(spec: Any, base: Path, field: str) -> Dist:

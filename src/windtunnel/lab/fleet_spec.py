@@ -17,7 +17,11 @@ from windtunnel.sim.engine import EngineConfig
 
 EngineSpec = spec_of(EngineConfig)
 # Boot stages (s) of labelled assumptions; weights_s is always weights bytes / load_bw unless it is given.
-STARTUPS = {"warm": {}, "cold_node": {"node_s": 120.0, "image_s": 45.0, "compile_s": 30.0}, "serverless": {"image_s": 8.0, "compile_s": 10.0}}
+STARTUPS: dict[str, dict[str, float]] = {
+    "warm": {},
+    "cold_node": {"node_s": 120.0, "image_s": 45.0, "compile_s": 30.0},
+    "serverless": {"image_s": 8.0, "compile_s": 10.0},
+}
 
 
 class RooflineSpec(Spec):

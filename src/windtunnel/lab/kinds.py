@@ -27,7 +27,11 @@ class Spec(BaseModel):
 def refused(error: ConfigValueError) -> PydanticCustomError:
     """What a config class refused, on its way through pydantic to the sentence with file and line."""
     text = error.message.removeprefix(f"{error.field}: ")
-    return PydanticCustomError("config", "{text}", {"text": text, "field": error.field})
+    names = {str(number): name for name, number in PRIORITIES.items()}
+    parts = error.field.split(".")
+    if len(parts) > 1 and parts[-2].endswith("_by_class"):
+        parts[-1] = names.get(parts[-1], parts[-1])
+    return PydanticCustomError("config", "{text}", {"text": text, "field": ".".join(parts)})
 
 
 class DataclassSpec(Spec):
@@ -76,22 +80,17 @@ def spec_of(cls: type[Any], kind: str = "", section: str = "") -> type[Dataclass
 
 def _field(f: dataclasses.Field[Any], hint: Any) -> Any:
     param = next((m for m in getattr(hint, "__metadata__", ()) if isinstance(m, Param)), Param())
-    extra = {key: v for key, v in (("x-unit", param.unit), ("x-range", [param.lo, param.hi]), ("x-step", param.step)) if v not in ("", [None, None], None)}
+    # The range is that of a slider, not of validity: an editor must not call a value outside it wrong.
+    known = (("x-unit", param.unit), ("x-range", [param.lo, param.hi]), ("x-step", param.step))
+    extra = {key: value for key, value in known if value not in ("", [None, None], None)}
     words: dict[str, Any] = {"title": param.label or None, "description": param.help or None, "json_schema_extra": extra or None}
-    if f.default_factory is not dataclasses.MISSING:
-        made = f.default_factory()
-        value: Any = _named(made) if isinstance(made, Mapping) else (None if dataclasses.is_dataclass(made) else made)
-        if dataclasses.is_dataclass(made):
-            return Field(default_factory=lambda: spec_of(type(made))(), **words)
-    elif f.default is dataclasses.MISSING:
+    value = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
+    if value is dataclasses.MISSING:
         return Field(..., **words)
-    else:
-        value = f.default
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            model, given = spec_of(type(value)), dataclasses.asdict(value)
-            return Field(default_factory=lambda: model(**given), **words)
-        value = _named(value) if isinstance(value, Mapping) else value
-    return Field(default=value, **words)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        model, given = spec_of(type(value)), dataclasses.asdict(value)
+        return Field(default_factory=lambda: model(**given), **words)
+    return Field(default=_named(value) if isinstance(value, Mapping) else value, **words)
 
 
 def _named(value: Mapping[Any, Any]) -> dict[Any, Any]:
@@ -110,11 +109,9 @@ def _annotation(hint: Any) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (Union, types.UnionType):
         return Union[tuple(_annotation(a) for a in args)]  # noqa: UP007  (built from a tuple)
-    if origin is not None and issubclass(origin, Mapping) if isinstance(origin, type) else False:
+    if isinstance(origin, type) and issubclass(origin, Mapping):
         key = Literal[tuple(PRIORITIES)] if args[0] is int else args[0]
         return dict[key, _annotation(args[1])]  # type: ignore[valid-type]
-    if hint is int:
-        return int
     return hint
 
 

@@ -14,7 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from windtunnel.lab import codec, manifest
+from windtunnel.lab import codec
+from windtunnel.lab.digest import code_digest
 from windtunnel.lab.logread import LogReader, Step, segments_of
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def header_of(meta: RunMeta, control: Any) -> dict[str, Any]:
         "windtunnel_log": VERSION, "run_id": meta.run_id, "world": meta.world, "mode": meta.mode, "started_at": meta.started_at,
         "clock_zero": 0.0, "seed": meta.seed, "replication": meta.replication, "level": meta.record,
         "control": codec.plain(meta.control_spec), "control_class": f"{type(control).__module__}.{type(control).__qualname__}",
-        "needs": sorted(control.needs), "scenario_digest": meta.scenario_digest, "code_digest": manifest.code_digest(),
+        "needs": sorted(control.needs), "scenario_digest": meta.scenario_digest, "code_digest": code_digest(),
         "first_seq": 1, "continues": False,
     }
 

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from windtunnel.errors import RunCorruptError, RunVersionError
+from windtunnel.lab.digest import code_digest
 
 SCHEMA = 1
 _PACKAGES = ("numpy", "pandas", "pyarrow", "simpy", "pydantic", "plotly")
@@ -31,15 +32,6 @@ def version() -> str:
         return metadata.version("windtunnel")
     except metadata.PackageNotFoundError:
         return "0"
-
-
-@cache
-def code_digest() -> str:
-    """SHA-256 over the sources that decide a run's numbers: `policy`, `sources`, `sim`, in sorted order."""
-    digest = hashlib.sha256()
-    for path in sorted((p for part in ("policy", "sources", "sim") for p in (_ROOT / part).rglob("*.py")), key=lambda p: p.as_posix()):
-        digest.update(path.relative_to(_ROOT).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()
 
 
 @cache

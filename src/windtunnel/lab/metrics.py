@@ -189,7 +189,7 @@ class Expression:
         name, stat = match[1], match[2][1:]
         if stat and f"{name}.{stat}" in scalars:
             name, stat = f"{name}.{stat}", ""
-        elif name in NUMERIC or name == "itl_s":
+        elif (name in NUMERIC or name == "itl_s") and (stat or name not in scalars):
             _check_stat(text, name, stat)
         elif name.startswith("slo_attainment"):
             name, stat = f"{name}.{stat}" if stat else name, ""

@@ -28,6 +28,11 @@ STREAMS = frozenset({"scheduler", "request", "routing", "session", "planner", "f
 CUT = "cut"
 
 
+def wants_of(level: str) -> frozenset[str]:
+    """The note streams that a record level keeps."""
+    return STREAMS if level == "full" else frozenset()
+
+
 class Row:
     """An original whose request is open, or whose last attempt is still letting go."""
 
@@ -74,7 +79,7 @@ class Recorder:
     @property
     def wants(self) -> frozenset[str]:
         """The note streams that this level keeps."""
-        return STREAMS if self.level == "full" else frozenset()
+        return wants_of(self.level)
 
     def open_log(self, meta: RunMeta, control: Any) -> None:
         """Keep a log in memory, with the header of this run."""

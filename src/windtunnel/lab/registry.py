@@ -56,11 +56,12 @@ def wrappers(section: str) -> Mapping[str, type[Any]]:
 
 
 def import_kind(section: str, kind: str, *, allow_imports: bool) -> None:
-    """Register `pkg.mod:Class` under its own text; refused unless imports are allowed, so that opening a file runs no code of its choice."""
+    """Register `pkg.mod:Class` under its own text; refused unless allowed, so that opening a file runs no code of its choice."""
     if kind in _kinds[section]:
         return
     if not allow_imports:
-        raise ConfigImportError(f'{section}: kind "{kind}" would import code', hint="pass allow_imports=True (--allow-imports) if you trust it")
+        hint = "pass allow_imports=True (--allow-imports) if you trust it"
+        raise ConfigImportError(f'{section}: kind "{kind}" would import code', hint=hint)
     module, _, name = kind.partition(":")
     try:
         cls = getattr(importlib.import_module(module), name)

@@ -13,33 +13,40 @@ from windtunnel.errors import ExtraMissingError
 RENDERER = "windtunnel.cockpit"
 
 
-def _part(name: str) -> ModuleType | None:
-    """A module of the renderer, None if it (or what it needs) is not installed."""
+def _part(name: str, what: str) -> ModuleType:
+    """A module of the renderer; ExtraMissingError if it (or what it needs) is not installed."""
     try:
-        return import_module(f"{RENDERER}.{name}" if name else RENDERER)
+        return import_module(f"{RENDERER}.{name}")
     except ImportError:
-        return None
+        raise ExtraMissingError(what, "lab") from None
 
 
-def figure(subject: Any, name: str, **options: Any) -> Any:
-    """`subject`'s picture `name`, by the renderer's `figure`. Raises ExtraMissingError without a renderer."""
-    draw = getattr(_part(""), "figure", None)
-    if draw is None:
-        raise ExtraMissingError("figure", "lab")
-    return draw(subject, name, **options)
+def figure(run: Any, name: str, **options: Any) -> Any:
+    """The run's picture `name`: a plotly figure that also shows as SVG or text. Raises ExtraMissingError without a renderer."""
+    figures, picture = _part("figures", "figure"), _part("picture", "figure")
+    theme = options.pop("theme", "light")
+    return picture.Picture(figures.build(name, run, **options), theme)
 
 
 def report(subject: Any, path: Path, **options: Any) -> Path:
-    """`subject`'s report at `path`, by the renderer's `report`. Raises ExtraMissingError without a renderer."""
-    write = getattr(_part(""), "report", None)
-    if write is None:
-        raise ExtraMissingError("report", "lab")
+    """The HTML report of a run or comparison at `path`. Raises ExtraMissingError without a renderer."""
+    made = _part("report", "report")
+    write = made.comparison_report if hasattr(subject, "first_runs") else made.run_report
     return Path(write(subject, path, **options))
 
 
 def html(subject: Any) -> str:
     """`subject` as static HTML by the renderer's cards; its text twin, escaped, without one."""
-    cards = _part("cards")
-    if cards is None:
+    try:
+        cards = _part("cards", "html")
+    except ExtraMissingError:
         return f"<pre>{_html.escape(repr(subject))}</pre>"
     return str(cards.html(subject))
+
+
+def comparison_table(comparison: Any) -> str:
+    """The comparison's table as HTML; its text twin without a renderer."""
+    try:
+        return str(_part("cards", "html").comparison_table(comparison))
+    except ExtraMissingError:
+        return f"<pre>{_html.escape(repr(comparison))}</pre>"

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from windtunnel.lab.run import Run
     from windtunnel.lab.worlds import Flight, Simulated
     from windtunnel.policy.control import Control
+    from windtunnel.policy.param import PoolFacts
     from windtunnel.sim.fleet import FleetConfig
     from windtunnel.sources.source import Source
 
@@ -118,8 +119,10 @@ class Scenario(Spec):
 
     def variant(self, name: str) -> Self:
         """One of `compare`'s variants; "base" is the plain scenario."""
-        return self if name == "base" else self._checked(_applied(Document(self._plain()), _variant(self._plain(), name), f"variant {name}"),
-                                                         self._base, allow_imports=True)
+        if name == "base":
+            return self
+        data = self._plain()
+        return self._checked(_applied(Document(data), _variant(data, name), f"variant {name}"), self._base, allow_imports=True)
 
     def fast(self) -> Self:
         """The same, at most 60 s long with at most 5 s of warm-up: for CI and first looks."""
@@ -148,8 +151,9 @@ class Scenario(Spec):
         import pandas as pd
 
         left, right = dict(_flat(self.resolved())), dict(_flat(other.resolved()))
-        rows = [(p, left.get(p), right.get(p)) for p in dict.fromkeys([*left, *right]) if left.get(p) != right.get(p) or (p in left) != (p in right)]
-        return pd.DataFrame(rows, columns=["path", "left", "right"])
+        missing = object()
+        paths = [p for p in dict.fromkeys([*left, *right]) if left.get(p, missing) != right.get(p, missing)]
+        return pd.DataFrame([(p, left.get(p), right.get(p)) for p in paths], columns=["path", "left", "right"])
 
     @property
     def digest(self) -> str:
@@ -173,19 +177,21 @@ class Scenario(Spec):
 
         return build_fleet(self.fleet, self._base)
 
-    def build_control(self, *, seed: int | None = None, replication: int = 0, wants: frozenset[str] = frozenset()) -> Control:
-        """A fresh control; the same object flies in a Live world."""
+    def build_control(self, *, pools: Sequence[PoolFacts] | None = None, seed: int | None = None, replication: int = 0,
+                      wants: frozenset[str] = frozenset()) -> Control:
+        """A fresh control over the scenario's pools, or over those of a live fleet."""
         from windtunnel.lab.build import build_control, pool_facts
 
-        return build_control(self.control, pool_facts(self.build_fleet()), slo=self.slo.bounds(), seed=self.seed if seed is None else seed,
+        over = pool_facts(self.build_fleet()) if pools is None else pools
+        return build_control(self.control, over, slo=self.slo.bounds(), seed=self.seed if seed is None else seed,
                              replication=replication, wants=wants)
 
-    def build_source(self, *, seed: int | None = None, replication: int = 0) -> Source:
-        """A fresh source."""
+    def build_source(self, *, seed: int | None = None, replication: int = 0, model: str | None = None, live: bool = False) -> Source:
+        """A fresh source. model: what requests without one ask for (None: the fleet's first); live: with prompts for real engines."""
         from windtunnel.lab.build import build_source
 
         return build_source(self.source, self._base, self.seed if seed is None else seed, replication=replication,
-                            duration_s=self.duration_s, model=self.fleet.only_model)
+                            duration_s=self.duration_s, model=self.fleet.only_model if model is None else model, live=live)
 
     def build(self, *, seed: int | None = None, replication: int = 0, record: str | None = None, check: bool = False,
               ) -> tuple[Simulated, Control, Source]:
@@ -196,22 +202,27 @@ class Scenario(Spec):
         level, seed = record or self.record, self.seed if seed is None else seed
         world = Simulated(self.build_fleet(), seed=seed, replication=replication, record=level, check=check, until=self.duration_s,
                           grace_s=self.grace_s)
-        wants = Recorder(level).wants
-        return world, self.build_control(seed=seed, replication=replication, wants=wants), self.build_source(seed=seed, replication=replication)
+        control = self.build_control(seed=seed, replication=replication, wants=Recorder(level).wants)
+        return world, control, self.build_source(seed=seed, replication=replication)
 
     def start(self, *, seed: int | None = None, replication: int = 0, record: str | None = None, check: bool = False) -> Flight:
         """A steppable flight: `advance(budget_s)` until done, then `result()`."""
         world, control, source = self.build(seed=seed, replication=replication, record=record, check=check)
-        return world.start(control, source, name=self.name, scenario=self, **self.meta())
+        from windtunnel.lab.build import pool_facts
+
+        return world.start(control, source, name=self.name, scenario=self, **self.meta(pool_facts(world.fleet)))
 
     def run(self, *, seed: int | None = None, replication: int = 0, record: str | None = None, check: bool = False) -> Run:
         """Simulate to the end. seed, record: instead of the scenario's; check: assert conservation after every event."""
         return self.start(seed=seed, replication=replication, record=record, check=check).result()
 
-    def meta(self) -> dict[str, Any]:
-        """What a run's header keeps of the scenario."""
-        return {"slo": self.slo.bounds(), "control_spec": self.control.resolved().model_dump(mode="json"),
-                "scenario_digest": self.digest, "planned_s": self.duration_s}
+    def meta(self, pools: Sequence[PoolFacts]) -> dict[str, Any]:
+        """What a run's header keeps of the scenario; pools: what the control was built over."""
+        from windtunnel.lab.build import header_spec
+
+        slo = self.slo.bounds()
+        return {"slo": slo, "control_spec": header_spec(self.control, pools, slo), "scenario_digest": self.digest,
+                "planned_s": self.duration_s, "warmup_s": self.warmup_s, "question": self.question}
 
 
 def variants(scenario: Scenario) -> Iterator[tuple[str, Scenario]]:

@@ -10,6 +10,7 @@ from windtunnel.lab.yamlfile import PathKey
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 Node = Mapping[str, Any]
+TYPES = {"integer": "an int", "number": "a number", "boolean": "true or false", "string": "text", "array": "a list", "object": "a mapping"}
 
 
 def schema_text(model: Any) -> str:
@@ -77,8 +78,7 @@ def expected(node: Node | None) -> str:
         return json.dumps(node["const"])
     if "enum" in node:
         return "one of " + ", ".join(json.dumps(v) for v in node["enum"])
-    names = {"integer": "an int", "number": "a number", "boolean": "true or false", "string": "text", "array": "a list", "object": "a mapping"}
-    words = names.get(str(node.get("type")), "a mapping" if "properties" in node else "something else")
+    words = TYPES.get(str(node.get("type")), "a mapping" if "properties" in node else "something else")
     signs = (("minimum", ">="), ("exclusiveMinimum", ">"), ("maximum", "<="), ("exclusiveMaximum", "<"))
     bounds = [f"{sign} {_number(node[key])}" for key, sign in signs if key in node]
     if node.get("minProperties") or node.get("minItems"):

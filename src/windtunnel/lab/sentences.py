@@ -15,8 +15,10 @@ from windtunnel.lab.schema import Node, expected, keys_of, node_at
 from windtunnel.lab.yamlfile import Document, PathKey, dotted
 
 SHOWN = 20
-UNITS: Mapping[str, tuple[str, float]] = {"s": ("seconds", 1.0), "ms": ("milliseconds", 1e-3), "min": ("minutes", 60.0), "h": ("hours", 3600.0),
-                                          "tokens": ("tokens", 1.0), "bytes": ("bytes", 1.0), "rps": ("requests per second", 1.0), "usd": ("US dollars", 1.0)}
+UNITS: Mapping[str, tuple[str, float]] = {
+    "s": ("seconds", 1.0), "ms": ("milliseconds", 1e-3), "min": ("minutes", 60.0), "h": ("hours", 3600.0), "tokens": ("tokens", 1.0),
+    "bytes": ("bytes", 1.0), "rps": ("requests per second", 1.0), "usd": ("US dollars", 1.0),
+}
 _TIMES = {"s": 1.0, "sec": 1.0, "ms": 1e-3, "us": 1e-6, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 _WITH_UNIT = re.compile(r"\s*([-+]?[0-9.]+(?:e[-+]?[0-9]+)?)\s*(ms|us|s|sec|min|m|h|d)\s*", re.IGNORECASE)
 
@@ -118,7 +120,7 @@ def _unknown(label: str, path: PathKey, value: Any, known: tuple[str, ...], wher
     key = str(path[-1])
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
     parent = dotted(path[:-1])
-    error = ConfigUnknownKeyError(label + parent if parent else label.strip(), key, did_you_mean=close[0] if close else None, known=known, where=where)
+    error = ConfigUnknownKeyError(label + parent, key, did_you_mean=close[0] if close else None, known=known, where=where)
     if label and not parent:
         error.message = f"{label}{key}: unknown key"
     hint = _unit_key_hint(key, value, known)

@@ -280,7 +280,7 @@ class LiveDriver:
         core.hosted = Hosted(self.sources, loop, clock, core.deliver, lambda name, e: core.broken(f"the source {name!r}", e))
         endpoints = self.fleet.endpoints() if self._shadow is None else ()
         core.watch = watch = Watch(endpoints, self._engines, clock, core.deliver, core.replica_lost,
-                                   scrape="scrape" in self.control.needs, seed=self.seed)
+                                   scrape="scrape" in self.control.needs)
         core.wants_progress = "progress" in self.control.needs | core.hosted.hears
         self._patrol = Patrol(core, self._stop_file, lambda cut: self._stop_here(cut, "stop file"), self.fleet.pools)
         self._clock, self._core, self._loop = clock, core, loop

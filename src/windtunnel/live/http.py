@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -18,9 +19,11 @@ import httpx
 from windtunnel.errors import EngineUnavailableError
 
 CONNECT_S = 5.0
-IDLE_CONNECTIONS = 256
+KEPT_CONNECTIONS = 128  # the pool walks all kept connections for every request
+KEPT_S = 4.0  # uvicorn and llama.cpp close an idle connection after 5 s; reusing it just then would fail
 TransportKind = Literal["refused", "connect_timeout", "timeout", "reset", "eof", "protocol"]
 _BEFORE_ANY_BYTE = "without sending a response"
+logging.getLogger("httpx").setLevel(logging.WARNING)  # at INFO it writes every address, and addresses may hold credentials
 
 
 class TransportError(EngineUnavailableError):
@@ -97,7 +100,7 @@ class HttpClient:
                  trust_env: bool = False) -> None:
         self.url = url.rstrip("/")
         self.reconnects = 0
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=IDLE_CONNECTIONS, keepalive_expiry=30.0)
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=KEPT_CONNECTIONS, keepalive_expiry=KEPT_S)
         self._client = httpx.AsyncClient(
             headers={"accept-encoding": "identity", "user-agent": "windtunnel", **(headers or {})},
             verify=_tls() if url.startswith("https") else False,  # without TLS nothing is verified; loading certificates is slow

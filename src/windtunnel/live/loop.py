@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from windtunnel import effects as fx
-from windtunnel.effects import NOTHING, Effect
+from windtunnel.effects import Effect
 from windtunnel.events import (
     Answered,
     Arrived,
@@ -42,6 +42,7 @@ class Recorder(Protocol):
 
     def step(self, seq: int, now: float, event: Event, effects: Sequence[Effect],
              verdicts: tuple[str | None, ...] | None = None) -> None: ...
+    def error(self, seq: int, now: float, event: Event, error: BaseException) -> None: ...
     def sample(self, now: float, name: str, key: str, value: float) -> None: ...
     def replica_row(self, row: Mapping[str, Any], /) -> None: ...
 
@@ -274,11 +275,11 @@ class ControlLoop:
         self.policy_errors += 1
         self.last_policy_error = error
         if self._recording:
-            note = getattr(self.recorder, "failed", None)
-            if note is not None:
-                note(self.seq, now, event, error)
-            else:
-                self._record(now, event, NOTHING, None)
+            try:
+                self.recorder.error(self.seq, now, event, error)
+            except Exception as lost:
+                self._recording = False
+                self.broken("the recorder", lost)
         self._banish(_request_of(event))
         self._tap(event)
         try:

@@ -39,7 +39,10 @@ class Look:
 
 @dataclass(slots=True)
 class LiveReplica:
-    """One endpoint and the life of the replica that it serves now. in_flight: real attempts; heard_s: when one last said something."""
+    """One endpoint and the life of the replica that it serves now. in_flight: real attempts; heard_s: when one last said something.
+
+    stand_in: answers instead in dry run; made when the replica is first ready (nothing is sent before that).
+    """
 
     endpoint: Endpoint
     engine: Engine
@@ -75,14 +78,12 @@ class Watch:
     """
 
     def __init__(self, endpoints: tuple[Endpoint, ...], make: Callable[..., Engine], clock: RunClock, deliver: Callable[[Event], Any],
-                 lost: Callable[[ReplicaGone], Any], *, scrape: bool, seed: int = 0) -> None:
-        self._clock, self._deliver, self._lost, self._scrape = clock, deliver, lost, scrape
+                 lost: Callable[[ReplicaGone], Any], *, scrape: bool) -> None:
+        self._make, self._clock, self._deliver, self._lost, self._scrape = make, clock, deliver, lost, scrape
         self.replicas: list[LiveReplica] = []
         for e in endpoints:
             engine = make(e.engine, e.url, name=e.name, model=e.model, slots=e.slots, options=e.options)
-            stand_in = engine if e.engine == "mock" else make("mock", f"mock://{e.name}", name=e.name, model=e.model, slots=e.slots,
-                                                              options={"seed": seed})
-            self.replicas.append(LiveReplica(e, engine, stand_in, e.name))
+            self.replicas.append(LiveReplica(e, engine, engine, e.name))
         self.current: dict[str, LiveReplica] = {}
         self.rows: list[dict[str, Any]] = []
         self._tasks: list[asyncio.Task[None]] = []
@@ -175,8 +176,11 @@ class Watch:
         r.state, r.ready_s, r.failures = READY, now, 0
         self.current[r.name] = r
         e, can = r.endpoint, r.can
+        slots = e.slots or can.slots
+        if e.engine != "mock" and r.stand_in is r.engine:
+            r.stand_in = self._make("mock", f"mock://{e.name}", name=e.name, model=e.model, slots=slots)
         facts = {"engine": e.engine, "model": can.model or e.model, "version": can.version, "ctx_tokens": can.ctx_tokens}
-        self._deliver(ReplicaReady(r.name, e.pool, e.role, e.weight, e.slots or can.slots, can.kv_tokens, None,
+        self._deliver(ReplicaReady(r.name, e.pool, e.role, e.weight, slots, can.kv_tokens, None,
                                    {k: v for k, v in facts.items() if v}))
 
     def _gone(self, r: LiveReplica, look: Look) -> None:

@@ -71,6 +71,8 @@ class Mix:
             raise ConfigValueError("sources", f"{names} both have a request {request.id!r}")
 
     def _taken(self, i: int, asks: Sequence[Ask]) -> Sequence[Ask]:
+        if not asks:
+            return ()
         out: list[Ask] = []
         for ask in asks:
             if isinstance(ask, Arrived):

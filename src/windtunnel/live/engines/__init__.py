@@ -13,6 +13,7 @@ from windtunnel.live.engines.mock import MockEngine
 from windtunnel.live.engines.openai import OPENAI, VLLM, OpenAIEngine
 from windtunnel.live.fake_script import FakeScript
 from windtunnel.live.http import CONNECT_S, HttpClient
+from windtunnel.policy.param import check_number
 
 KINDS = ("llamacpp", "openai", "vllm", "mock")
 _HTTP_OPTIONS = ("api_key", "headers", "connect_s", "trust_env")
@@ -57,7 +58,11 @@ def _check(kind: str, options: Mapping[str, Any], options_of: str) -> None:
 
 def _http(url: str, options: dict[str, Any]) -> HttpClient:
     """Takes the options that concern HTTP out of `options`."""
-    headers = dict(options.pop("headers", None) or {})
+    headers = options.pop("headers", None) or {}
+    if not isinstance(headers, Mapping) or not all(isinstance(part, str) for pair in headers.items() for part in pair):
+        raise ConfigValueError("options.headers", "expected a mapping of names to texts")  # not quoted: they may be secret
+    headers = dict(headers)
+    check_number("options.connect_s", options.get("connect_s", CONNECT_S), above=0)
     key = options.pop("api_key", None)
     if key is not None:
         headers["authorization"] = f"Bearer {key}"

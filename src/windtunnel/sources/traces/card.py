@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from html import escape
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,6 +75,10 @@ class Card:
             out.append(("skipped", ", ".join(f"{code} {n}" for code, n in self.skipped.items())))
         partly = [f"{name} {n}" for name, n in self.nulls.items() if n < self.rows]
         return [*out, ("unknown", ", ".join(partly))] if partly else out
+
+    def to_dict(self) -> dict[str, Any]:
+        """All numbers as plain data."""
+        return asdict(self)
 
     def __repr__(self) -> str:
         return "\n".join([f"Trace {self.name} ({self.format})", *(f"  {label:<13} {text}" for label, text in self.lines())])

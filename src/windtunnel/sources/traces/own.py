@@ -84,14 +84,21 @@ def _bulk(part: pa.RecordBatch, first: int) -> pa.RecordBatch | None:
     columns: dict[str, Any] = {name: part.column(name) for name in names}
     columns.setdefault("request_id", ids(first - 1, part.num_rows))
     try:
-        if not all(in_range(pa.chunked_array([columns[name]])) for name in COUNTS if name in names):
-            return None
-        if not all(pa.types.is_integer(columns[name].type) for name in COUNTS if name in names):
+        if not all(_is_of_type(name, columns[name]) for name in names):
             return None
         batch = batch_of(columns, part.num_rows)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, TypeError):
         return None
     return batch if _is_clean(batch) else None
+
+
+def _is_of_type(name: str, column: pa.Array) -> bool:
+    kind = column.type
+    if pa.types.is_null(kind):
+        return True
+    if name in COUNTS:
+        return pa.types.is_integer(kind) and in_range(pa.chunked_array([column]))
+    return name not in TEXTS or pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_dictionary(kind)
 
 
 def _is_clean(batch: pa.RecordBatch) -> bool:
