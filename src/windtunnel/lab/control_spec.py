@@ -18,6 +18,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "open": {"queue": {"kind": "fifo"}, "admission": {"limit": {"kind": "none"}, "gates": []},
              "routing": {"kind": "least_outstanding", "by": "requests"}},
 }
+SettingsSpec = spec_of(ControlSettings)
 
 
 class TenantSpec(Spec):
@@ -42,7 +43,7 @@ class ControlSpec(Spec):
     admission: AdmissionSpec | None = None
     routing: Annotated[Any, Kinds("routing")] | None = None
     planner: Annotated[Any, Kinds("planner")] | None = Field(None, description="Absent: a fleet of fixed size.")
-    settings: spec_of(ControlSettings) = Field(default_factory=lambda: spec_of(ControlSettings)())  # type: ignore[valid-type]
+    settings: SettingsSpec = Field(default_factory=SettingsSpec)  # type: ignore[valid-type]
 
     @field_validator("preset")
     @classmethod

@@ -14,6 +14,8 @@ from windtunnel.lab.kinds import Spec, spec_of
 from windtunnel.lab.sentences import place
 from windtunnel.lab.yamlfile import Document, dotted
 from windtunnel.sim.engine import EngineConfig
+from windtunnel.sim.stepmodels.affine import Affine
+from windtunnel.sim.stepmodels.table import Table
 
 EngineSpec = spec_of(EngineConfig)
 # Boot stages (s) of labelled assumptions; weights_s is always weights bytes / load_bw unless it is given.
@@ -32,32 +34,15 @@ class RooflineSpec(Spec):
     kv_dtype: str = "bf16"
 
 
-class AffineSpec(Spec):
-    """Step seconds = c0 + c1·prefill tokens + c2·sequences + c3·KV tokens + c4·Σ chunk·(computed + chunk/2)."""
-
-    kind: Literal["affine"]
-    c0: float = Field(ge=0)
-    c1: float = 0.0
-    c2: float = 0.0
-    c3: float = 0.0
-    c4: float = 0.0
-
-
-class TableSpec(Spec):
-    """Step seconds from a CSV by batch (and mean KV)."""
-
-    kind: Literal["table"]
-    path: str
-    mode: Literal["linear", "ceil"] = "linear"
-
-
 class VidurSpec(Spec):
     """The roofline behind Vidur's tables: Llama-3-8B on one H100 SXM."""
 
     kind: Literal["vidur"]
 
 
-ProfileSpec = Annotated[RooflineSpec | AffineSpec | TableSpec | VidurSpec, Field(discriminator="kind")]
+AffineSpec = spec_of(Affine, "affine", skip=("provenance",))
+TableSpec = spec_of(Table, "table", skip=("provenance",))
+ProfileSpec = Annotated[RooflineSpec | AffineSpec | TableSpec | VidurSpec, Field(discriminator="kind")]  # type: ignore[valid-type]
 
 
 class StartupSpec(Spec):

@@ -49,7 +49,8 @@ class DataclassSpec(Spec):
 
     def config(self) -> Any:
         """The dataclass with these values."""
-        return self.of(**{f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self.of) if f.init})
+        names = [f.name for f in dataclasses.fields(self.of) if f.name in type(self).model_fields]
+        return self.of(**{name: _plain(getattr(self, name)) for name in names})
 
 
 def _plain(value: Any) -> Any:
@@ -61,14 +62,16 @@ def _plain(value: Any) -> Any:
 
 
 @cache
-def spec_of(cls: type[Any], kind: str = "", section: str = "") -> type[DataclassSpec]:
-    """The model of a dataclass. kind: adds `kind: Literal[kind]`; section: adds the section's wrapper blocks as optional keys."""
+def spec_of(cls: type[Any], kind: str = "", section: str = "", skip: tuple[str, ...] = ()) -> type[DataclassSpec]:
+    """The model of a dataclass. kind: adds `kind: Literal[kind]`; section: adds the section's wrapper blocks as optional keys;
+    skip: fields that keep their defaults.
+    """
     hints = typing.get_type_hints(cls, include_extras=True)
     fields: dict[str, Any] = {}
     if kind:
         fields["kind"] = (Literal[kind], ...)
     for f in dataclasses.fields(cls):
-        if f.init and not f.name.startswith("_"):
+        if f.init and f.name not in skip:
             fields[f.name] = (_annotation(hints[f.name]), _field(f, hints[f.name]))
     for name, wrapper in registry.wrappers(section).items():
         fields[name] = (spec_of(wrapper) | None, None)

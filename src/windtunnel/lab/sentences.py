@@ -68,6 +68,8 @@ def _sentence(item: dict[str, Any], path: PathKey, doc: Document, schema: Node) 
     kind, context = item["type"], item.get("ctx", {})
     if kind == "config":
         return _refused(context, path, doc)
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        path = (*path, "kind")
     label, where = place(doc, path)
     name = label + dotted(path)
     if kind == "extra_forbidden" or item["loc"][-1:] == ("[key]",):
@@ -76,7 +78,7 @@ def _sentence(item: dict[str, Any], path: PathKey, doc: Document, schema: Node) 
     if kind == "missing":
         return ConfigValueError(name, f"missing; expected {expected(node_at(schema, path, doc.data))}", where=where)
     if kind in ("union_tag_invalid", "union_tag_not_found"):
-        return _kind_error(f"{name}.kind".lstrip("."), item, context, where)
+        return _kind_error(name, item, context, where)
     if kind == "value_error":
         return ConfigValueError(name.strip(), str(context.get("error", item["msg"])), where=where)
     if kind == "finite_number":

@@ -15,8 +15,9 @@ Shares = dict[str, Annotated[float, Field(ge=0)]]
 Priority = Literal["interactive", "batch"]
 
 
-LoadSpec = Annotated[spec_of(FixedSchedule, "fixed_schedule") | spec_of(RequestRate, "request_rate"),  # type: ignore[valid-type, operator]
-                     Field(discriminator="kind")]
+ScheduleSpec = spec_of(FixedSchedule, "fixed_schedule")
+RateSpec = spec_of(RequestRate, "request_rate")
+LoadSpec = Annotated[ScheduleSpec | RateSpec, Field(discriminator="kind")]  # type: ignore[valid-type]
 
 
 class TraceSpec(Spec):
@@ -27,7 +28,7 @@ class TraceSpec(Spec):
     format: Literal["auto", "mooncake", "azure", "lengths", "own"] = "auto"
     on_error: Literal["raise", "skip", "collect"] = "raise"
     ops: tuple[OpSpec, ...] = Field((), description="Operations on the rows, one after the other.")
-    load: LoadSpec = Field(default_factory=lambda: spec_of(FixedSchedule, "fixed_schedule")(kind="fixed_schedule"),  # type: ignore[valid-type]
+    load: LoadSpec = Field(default_factory=lambda: ScheduleSpec(kind="fixed_schedule"),  # type: ignore[valid-type, call-arg]
                            description="When requests are sent: as the file says, or at a rate.")
     name: str = Field("trace", min_length=1)
     model: str | None = Field(None, description="Model that requests ask for; left out: the fleet's first.")

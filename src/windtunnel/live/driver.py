@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any
@@ -63,7 +64,7 @@ class LiveDriver:
     """Runs one control and its sources against a fleet of real engines; all public methods may be called from any thread.
 
     mode: "shadow" (events are posted by another world, effects dropped), "dry_run" (default: attempts are answered by a stand-in in this
-    process, nothing but GET leaves), or "armed", which needs `phrase` ("ARM <fleet name>") and `caps`. seed: of the stand-in engines.
+    process, nothing but GET leaves), or "armed", which needs `phrase` ("ARM <fleet name>") and `caps`. seed: for the record only.
     name: the run's, unique among this user's live runs. stop_grace_s: how long streams in flight may go on after a stop.
     Raises ConfigNeedsError, ConfigValueError, ArmRefusedError.
     """
@@ -187,10 +188,12 @@ class LiveDriver:
         """`hear` gets every event and every end (Reject, Close), in order, on the driver's thread: give it a shadow's `post`."""
         self._taps.append(hear)
 
-    def arm(self, phrase: str, caps: Caps | None = None, *, scaling: bool = False, timeout: float | None = 60.0) -> tuple[Check, ...]:
+    def arm(self, phrase: str, caps: Caps | None = None, *, scaling: bool = False, min_dry_run_s: float = 0.0,
+            timeout_s: float = 60.0) -> tuple[Check, ...]:
         """Let effects out, if phrase and caps are right and every check is green; returns the checklist.
 
-        Raises ArmRefusedError, which changes nothing. Not to be called from the driver's own thread.
+        min_dry_run_s: how long the run must have gone dry without an error of the control. Raises ArmRefusedError, which changes
+        nothing. Not to be called from the driver's own thread.
         """
         caps = check_consent(self.fleet.name, phrase, caps, scaling=scaling)
         if self._gate.closed or self._over.is_set():
@@ -199,7 +202,13 @@ class LiveDriver:
             raise ArmRefusedError("a shadow drives no engines; make a world in dry run and arm that")
         if self._loop is None or self._state != "running":
             raise ArmRefusedError("nothing is running yet; start the run first")
-        return asyncio.run_coroutine_threadsafe(self._arm(caps, scaling), self._loop).result(timeout)
+        asked = asyncio.run_coroutine_threadsafe(self._arm(caps, scaling, min_dry_run_s), self._loop)
+        try:
+            return asked.result(timeout_s)
+        except (TimeoutError, CancelledError):
+            raise ArmRefusedError("not armed: the checks did not end in time, or the run did before them") from None
+        finally:
+            asked.cancel()  # whoever gave up waiting must not find the world armed later
 
     def disarm(self) -> None:
         """Back to dry run: streams in flight go on, new attempts go to the stand-in. Harmless when not armed."""
@@ -336,12 +345,17 @@ class LiveDriver:
         refuse_if_red(self.checks)
         return self.checks
 
-    async def _arm(self, caps: Caps, scaling: bool) -> tuple[Check, ...]:
+    async def _arm(self, caps: Caps, scaling: bool, min_dry_run_s: float) -> tuple[Check, ...]:
         core = self._core
         assert core is not None
         await core.watch.look_at_all()
-        errors = core.policy_errors
-        self.checks = (*core.watch.checks(), Check("dry run", not errors, f"the control raised {errors} times in dry run"))
+        errors, dry_s = core.policy_errors, core.clock.now()
+        text = f"dry run of {dry_s:.0f} s without an error of the control"
+        if errors:
+            text = f"the control raised {errors} times in dry run, last: {core.last_policy_error}"
+        elif dry_s < min_dry_run_s:
+            text = f"dry run of {dry_s:.0f} s is too short; {min_dry_run_s:g} s are asked for"
+        self.checks = (*core.watch.checks(), Check("dry run", not errors and dry_s >= min_dry_run_s, text))
         refuse_if_red(self.checks)
         if self._gate.closed:
             raise ArmRefusedError("this world was stopped; a new one is needed")

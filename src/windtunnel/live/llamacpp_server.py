@@ -23,13 +23,12 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 from windtunnel.errors import ConfigFileError, ConfigValueError, EngineUnavailableError, ExtraMissingError
-from windtunnel.live.stopfile import state_home
+from windtunnel.live.server_state import TERM_S, end_process, folder, forget, read_state, started_at, state_file
 from windtunnel.live.tiny_gguf import cache_home, tiny_model
 from windtunnel.policy.param import check_number
 
 HOST = "127.0.0.1"
 GEMMA = "gemma3-270m"
-_TERM_S = 5.0
 
 
 @dataclass(slots=True)
@@ -44,7 +43,7 @@ class ServerProcess:
 
     @property
     def alive(self) -> bool:
-        return _started_at(self.pid) is not None if self._process is None else self._process.poll() is None
+        return started_at(self.pid) is not None if self._process is None else self._process.poll() is None
 
     def stop(self) -> None:
         """Ask, then insist after 5 s; idempotent."""
@@ -55,13 +54,13 @@ class ServerProcess:
         if process.poll() is None:
             process.terminate()
             try:
-                process.wait(_TERM_S)
+                process.wait(TERM_S)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
         if process.stdin is not None:
             process.stdin.close()
-        _forget(self.port)
+        forget(self.port)
 
     def __enter__(self) -> Self:
         return self
@@ -84,9 +83,8 @@ def start(port: int | None = None, parallel: int = 2, ctx: int = 4096, model: st
     if importlib.util.find_spec("xllamacpp") is None:
         raise ExtraMissingError("a llama.cpp server", "engine-llamacpp")
     port = _free_port() if port is None else _check_port(port)
-    folder = state_home() / "engines"
-    folder.mkdir(parents=True, exist_ok=True)
-    log = folder / f"{port}.log"
+    folder().mkdir(parents=True, exist_ok=True)
+    log = state_file(port).with_suffix(".log")
     words = ["--port", str(port), "--parallel", str(parallel), "--ctx", str(ctx), "--threads", str(threads), "--model", str(path)]
     command = [sys.executable, "-m", "windtunnel.live.llamacpp_server", "--serve", *words, "--alias", str(model), *(["--owned"] * owned)]
     with log.open("wb") as out:
@@ -98,18 +96,18 @@ def start(port: int | None = None, parallel: int = 2, ctx: int = 4096, model: st
     except BaseException:
         server.stop()
         raise
-    state = {"pid": process.pid, "started": _started_at(process.pid), "url": server.url, "model": str(model), "owned": owned}
-    _state_file(port).write_text(json.dumps(state) + "\n", "utf-8")
+    state = {"pid": process.pid, "started": started_at(process.pid), "url": server.url, "model": str(model), "owned": owned}
+    state_file(port).write_text(json.dumps(state) + "\n", "utf-8")
     return server
 
 
 def running() -> list[dict[str, Any]]:
     """The servers that run: [{port, pid, url, model, owned}], by port. State left by dead ones is removed."""
     found = []
-    for path in sorted((state_home() / "engines").glob("[0-9]*.json"), key=lambda p: int(p.stem)):
-        state = _read_state(path)
+    for path in sorted(folder().glob("[0-9]*.json"), key=lambda p: int(p.stem)):
+        state = read_state(path)
         if state is None:
-            _forget(int(path.stem))
+            forget(int(path.stem))
         else:
             found.append({"port": int(path.stem), **state})
     return found
@@ -123,8 +121,8 @@ def stop(port: int | None = None) -> list[int]:
         if not servers:
             raise ConfigValueError("port", f"no server started by windtunnel runs at port {port}")
     for server in servers:
-        _end(server["pid"])
-        _forget(server["port"])
+        end_process(server["pid"])
+        forget(server["port"])
     return [s["port"] for s in servers]
 
 
@@ -193,47 +191,6 @@ def _healthy(port: int) -> bool:
 def _tail(log: Path) -> str:
     lines = log.read_text("utf-8", "replace").strip().splitlines()
     return " | ".join(lines[-3:])[-400:] or f"nothing in {log}"
-
-
-def _state_file(port: int) -> Path:
-    return state_home() / "engines" / f"{port}.json"
-
-
-def _forget(port: int) -> None:
-    _state_file(port).unlink(missing_ok=True)
-    _state_file(port).with_suffix(".log").unlink(missing_ok=True)
-
-
-def _read_state(path: Path) -> dict[str, Any] | None:
-    """None if the file cannot be read or its process is gone: a number used again by another process is not it."""
-    try:
-        state = json.loads(path.read_text("utf-8"))
-        return state if state["started"] == _started_at(state["pid"]) is not None else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _started_at(pid: int) -> str | None:
-    """What tells this process from a later one with its number, or None if it is gone (a zombie is gone)."""
-    try:
-        state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if state == "Z" else rest[18]
-
-
-def _end(pid: int) -> None:
-    known = _started_at(pid)
-    for word, patience_s in ((signal.SIGTERM, _TERM_S), (signal.SIGKILL, 1.0)):
-        try:
-            os.kill(pid, word)
-        except ProcessLookupError:
-            return
-        until = time.monotonic() + patience_s
-        while time.monotonic() < until:
-            if _started_at(pid) != known:
-                return
-            time.sleep(0.02)
 
 
 # --- the server's own process

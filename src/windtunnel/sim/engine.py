@@ -389,9 +389,10 @@ class SimEngine:
 
     def _time_end(self) -> None:
         self._version += 1
-        version = self._version
+        version, k = self._version, self._k
         self.events += 1
-        self.agenda.at(self._t0 + self._span(self._k), COMPLETION, lambda _: self._end_run() if version == self._version else None)
+        self.agenda.at(self._t0 + (k * self._A + self._B * (k * (k - 1) * 0.5)), COMPLETION,
+                       lambda _: self._end_run() if version == self._version else None)
 
     def _span(self, k: int) -> float:
         return k * self._A + self._B * (k * (k - 1) * 0.5)

@@ -13,6 +13,7 @@ from windtunnel.policy.routing.fleet import READY, Fleet, Replica
 from windtunnel.policy.routing.router import Choice, NoReplica, ReplicaChange
 
 Key = tuple[float, int, int]
+Entry = tuple[float, int, int, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,8 @@ class LeastOutstanding:
         self.config = config or LeastOutstandingConfig()
         self.pools = pools
         self.needs: frozenset[str] = frozenset()
-        self._heap: list[tuple[float, int, int, str]] = []
+        self._heap: list[Entry] = []
+        self._latest: dict[str, Entry] = {}
         self._version = -1
         self._fleet: Fleet | None = None
         self._by_tokens = self.config.by == "tokens"
@@ -55,18 +57,19 @@ class LeastOutstanding:
             self._rebuild(fleet)
         if not self._plain or request.tried or request.replica is not None or fleet.scraping:
             return self._scan(request, fleet, now)
-        heap, replicas = self._heap, fleet.replicas
+        heap, latest, replicas = self._heap, self._latest, fleet.replicas
         while heap:
-            score, seq, _, id = heap[0]
+            entry = heap[0]
+            id = entry[3]
+            if latest[id] is not entry:
+                heappop(heap)  # a newer entry of this replica is in the heap
+                continue
             replica = replicas[id]
-            work = replica.in_flight_tokens if self._by_tokens else replica.in_flight + 1
-            present = work / replica.weight
-            if present == score and seq == replica.last_sent_seq:
+            present = (replica.in_flight_tokens if self._by_tokens else replica.in_flight + 1) / replica.weight
+            if present == entry[0] and entry[1] == replica.last_sent_seq:
                 return Choice(id, self._reason, present)
-            if present < score or (present == score and replica.last_sent_seq < seq):
-                heappop(heap)  # a newer, better entry of it is in the heap already
-            else:
-                heapreplace(heap, (present, replica.last_sent_seq, replica.ordinal, id))
+            latest[id] = fresh = (present, replica.last_sent_seq, replica.ordinal, id)
+            heapreplace(heap, fresh)
         return NoReplica(fleet.absence(self._pools_of(fleet)))
 
     def sent(self, request: Request, choice: Choice, now: float) -> None:
@@ -85,9 +88,9 @@ class LeastOutstanding:
             work = entry.in_flight_tokens - (flight[1] if flight else 0)
         else:
             work = entry.in_flight
-        heap = self._heap
-        heappush(heap, (work / entry.weight, entry.last_sent_seq, entry.ordinal, replica))
-        if len(heap) > self._limit:
+        self._latest[replica] = fresh = (work / entry.weight, entry.last_sent_seq, entry.ordinal, replica)
+        heappush(self._heap, fresh)
+        if len(self._heap) > self._limit:
             self._rebuild(fleet, without=request.id)
 
     def changed(self, change: ReplicaChange, now: float) -> None:
@@ -100,14 +103,14 @@ class LeastOutstanding:
         """One entry per ready replica; `without`: a request whose end the ledger has not counted yet."""
         self._fleet, self._version = fleet, fleet.version
         pools = self.pools
-        heap: list[tuple[float, int, int, str]] = []
+        heap: list[Entry] = []
         for r in fleet.replicas.values():
             if r.state != READY or (pools and r.pool not in pools):
                 continue
             flight = r.flights.get(without) if without else None
             work = r.in_flight_tokens - (flight[1] if flight else 0) if self._by_tokens else r.in_flight + 1 - (flight is not None)
             heappush(heap, (work / r.weight, r.last_sent_seq, r.ordinal, r.id))
-        self._heap, self._limit = heap, 8 * len(heap) + 64
+        self._heap, self._latest, self._limit = heap, {e[3]: e for e in heap}, 8 * len(heap) + 64
 
     def _scan(self, request: Request, fleet: Fleet, now: float) -> Choice | NoReplica:
         pools = self._pools_of(fleet)
