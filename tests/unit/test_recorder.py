@@ -10,7 +10,8 @@ import pytest
 from windtunnel.effects import NOTHING, Cancel, Close, Dispatch, Note, Reject, ScaleTo, WakeAt
 from windtunnel.errors import ConfigValueError, RunNotRecordedError
 from windtunnel.events import Arrived, Cancelled, Failed, Finished, FirstToken, ReplicaGone, ReplicaReady, Request, Started, Woke
-from windtunnel.lab.recorder import CHUNK, Recorder
+from windtunnel.lab.originals import CHUNK
+from windtunnel.lab.recorder import Recorder
 from windtunnel.lab.run import Run, RunMeta
 from windtunnel.policy.admission.denial import make_denial
 from windtunnel.policy.routing.turns import TurnRef
@@ -55,12 +56,45 @@ def test_a_success_has_every_time_and_count() -> None:
     script(3.0, Finished("a", 1, "chat-0", 11, 104, 64, 1.5, 2.0, "stop", {"preemptions": 1, "recomputed_tokens": 20}))
     row = script.rows()["a"]
     wanted = {
-        "tenant": "acme", "priority": "interactive", "model": "m", "session": "s1", "parent_session": "s0", "root_session": "s0", "depth": 1, "turn": 2,
-        "phase": "profiling", "marked": False, "intended_s": 0.75, "arrived_s": 1.0, "dispatched_s": 1.0, "started_s": 1.5, "first_token_s": 2.0,
-        "ended_s": 3.0, "ttft_s": 1.0, "ttfo_s": 1.0, "e2e_s": 2.0, "tpot_s": 0.1, "e2e_per_token_s": 2 / 11, "control_queue_s": 0.0,
-        "engine_queue_s": 0.5, "queue_s": 0.5, "effective_ttft_s": 1.25, "effective_e2e_s": 2.25, "lag_s": 0.25, "input_tokens": 104,
-        "output_tokens": 11, "cached_tokens": 64, "pool": "chat", "replica": "chat-0", "outcome": "success", "reason": "stop", "attempts": 1,
-        "deadline_s": 9.0, "preemptions": 1, "recomputed_tokens": 20, "wasted_tokens": 0,
+        "tenant": "acme",
+        "priority": "interactive",
+        "model": "m",
+        "session": "s1",
+        "parent_session": "s0",
+        "root_session": "s0",
+        "depth": 1,
+        "turn": 2,
+        "phase": "profiling",
+        "marked": False,
+        "intended_s": 0.75,
+        "arrived_s": 1.0,
+        "dispatched_s": 1.0,
+        "started_s": 1.5,
+        "first_token_s": 2.0,
+        "ended_s": 3.0,
+        "ttft_s": 1.0,
+        "ttfo_s": 1.0,
+        "e2e_s": 2.0,
+        "tpot_s": 0.1,
+        "e2e_per_token_s": 2 / 11,
+        "control_queue_s": 0.0,
+        "engine_queue_s": 0.5,
+        "queue_s": 0.5,
+        "effective_ttft_s": 1.25,
+        "effective_e2e_s": 2.25,
+        "lag_s": 0.25,
+        "input_tokens": 104,
+        "output_tokens": 11,
+        "cached_tokens": 64,
+        "pool": "chat",
+        "replica": "chat-0",
+        "outcome": "success",
+        "reason": "stop",
+        "attempts": 1,
+        "deadline_s": 9.0,
+        "preemptions": 1,
+        "recomputed_tokens": 20,
+        "wasted_tokens": 0,
     }
     assert {k: row[k] for k in wanted} == {k: pytest.approx(v) if isinstance(v, float) else v for k, v in wanted.items()}
     assert row["prefill_replica"] is row["kv_wait_s"] is row["reasoning_tokens"] is None
@@ -71,7 +105,9 @@ def test_EE_10_a_clients_retries_are_one_row_of_the_original() -> None:
     again = request("a!2", 2.0, origin="a", attempt=2)
     third = request("a!3", 5.0, origin="a", attempt=3)
     script = Script()(1.0, Arrived(a), rejected(a))(2.0, Arrived(again), dispatch(again))
-    script(3.0, Failed("a!2", 1, "chat-0", "provider_failure", "reset", output_tokens=7), Close("a!2", "failed", "provider_failure", "reset"))
+    script(
+        3.0, Failed("a!2", 1, "chat-0", "provider_failure", "reset", output_tokens=7), Close("a!2", "failed", "provider_failure", "reset")
+    )
     script(5.0, Arrived(third), dispatch(third))(6.0, Finished("a!3", 1, "chat-0", 5, first_token_s=5.5))
     rows = script.rows()
     assert list(rows) == ["a"]
@@ -110,7 +146,7 @@ def test_DV_8_a_lost_replica_ends_its_requests_without_an_answer() -> None:
     script(1.5, Cancelled("c"), Close("c", "cancelled", "local_cancelled", "cancelled"), Cancel("c", 1, "chat-0", "cancelled"))
     script(2.0, ReplicaGone("chat-0", "crash"), Close("a", "failed", "provider_failure", "crash"), dispatch(b, 2, "chat-1"))
     script(3.0, Finished("b", 2, "chat-1", 4))
-    assert script.recorder._running == 0
+    assert script.recorder._originals.running == 0
     rows = script.rows()
     assert (rows["a"]["outcome"], rows["a"]["reason"], rows["a"]["ended_s"]) == ("provider_failure", "crash", 2.0)
     assert (rows["b"]["attempts"], rows["c"]["outcome"]) == (2, "local_cancelled")
@@ -119,7 +155,12 @@ def test_DV_8_a_lost_replica_ends_its_requests_without_an_answer() -> None:
 def test_a_retry_may_arrive_before_the_old_attempt_has_let_go() -> None:
     a, again = request("a", 1.0), request("a!2", 2.0, origin="a", attempt=2)
     script = Script()(1.0, Arrived(a), dispatch(a))
-    script(2.0, Cancelled("a", None, "timeout", "local_timeout"), Close("a", "cancelled", "local_timeout", "timeout"), Cancel("a", 1, "chat-0", "timeout"))
+    script(
+        2.0,
+        Cancelled("a", None, "timeout", "local_timeout"),
+        Close("a", "cancelled", "local_timeout", "timeout"),
+        Cancel("a", 1, "chat-0", "timeout"),
+    )
     script(2.0, Arrived(again), dispatch(again))(2.5, Failed("a", 1, "chat-0", "local_cancelled", "timeout", output_tokens=3))
     script(4.0, Finished("a!2", 1, "chat-0", 5))
     rows = script.rows()
@@ -146,7 +187,9 @@ def test_RC_1_levels_hold_their_tables_only() -> None:
     a = request("a", 1.0)
 
     def flown(level: str) -> Run:
-        script = Script(level)(1.0, Arrived(a), dispatch(a), WakeAt(9.0, "queue"), Note("selected", "scheduler", 1, ("a",), "why", {"x": 1}))
+        script = Script(level)(
+            1.0, Arrived(a), dispatch(a), WakeAt(9.0, "queue"), Note("selected", "scheduler", 1, ("a",), "why", {"x": 1})
+        )
         return script(2.0, Finished("a", 1, "chat-0", 5)).run()
 
     few = flown("requests")
@@ -166,7 +209,9 @@ def test_decisions_say_what_was_decided_in_which_state() -> None:
     a, b = request("a", 1.0), request("b!2", 1.5, origin="b", attempt=2)
     script = Script("decisions", control_name="shadow")(0.0, ReplicaReady("chat-0", "chat"))(1.0, Arrived(a), dispatch(a))
     script(1.5, Arrived(b), rejected(b), verdicts=("not armed",))
-    script(2.0, Woke("planner"), ScaleTo(1, (("chat", 2),), "d1", "demand"))(3.0, Woke("planner"), ScaleTo(2, (("chat", 3),), "d2", "demand"))
+    script(2.0, Woke("planner"), ScaleTo(1, (("chat", 2),), "d1", "demand"))(
+        3.0, Woke("planner"), ScaleTo(2, (("chat", 3),), "d2", "demand")
+    )
     rows = script.run().decisions
     assert rows["effect"].tolist() == ["Dispatch", "Reject", "ScaleTo", "ScaleTo"]
     assert rows["request_id"].fillna("").tolist() == ["a", "b", "", ""] and rows["attempt"].fillna(0).tolist() == [1, 2, 0, 0]

@@ -16,7 +16,7 @@ from windtunnel.lab.scenario import Scenario, schema
 from windtunnel.policy.param import BuildContext
 from windtunnel.policy.queueing.fifo import FifoQueue
 
-ALL = [(section, kind, cls) for section in registry.SECTIONS for kind, cls in (registry.kinds(section) | registry.wrappers(section)).items()]
+ALL = [(s, kind, cls) for s in registry.SECTIONS for kind, cls in (dict(registry.kinds(s)) | dict(registry.wrappers(s))).items()]
 
 
 @dataclass(frozen=True)

@@ -109,7 +109,7 @@ def summary_card(summary: Summary) -> str:
     """The numbers; with `by` also one row per group."""
     groups = ""
     if summary.by is not None:
-        wanted = [c for c in (summary.by.columns[0], "offered", "good_fraction", "goodput_rps", "ttft_s.p50", "ttft_s.p99", "tpot_s.p99", "output_tps")]
+        wanted = [summary.by.columns[0], "offered", "good_fraction", "goodput_rps", "ttft_s.p50", "ttft_s.p99", "tpot_s.p99", "output_tps"]
         cells = [[_any(row[c], c) for c in wanted] for _, row in summary.by.head(ROWS).iterrows()]
         groups = table([str(c) for c in wanted], cells, f"by {summary.by.columns[0]}")
     return f'<div style="font-family:sans-serif">{_numbers(summary)}{groups}{_next(summary)}</div>'

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from windtunnel.lab import metrics, scalars, stats
-from windtunnel.lab.metrics import Expression, Floats, Mask, Requests
+from windtunnel.lab.expression import Expression
+from windtunnel.lab.metrics import Floats, Mask, Requests
 from windtunnel.lab.summary import names_of
 
 if TYPE_CHECKING:

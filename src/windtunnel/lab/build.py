@@ -39,9 +39,13 @@ def build_control(spec: ControlSpec, pools: Sequence[PoolFacts], *, slo: Mapping
     def context(path: str, of: Sequence[PoolFacts]) -> BuildContext:
         return BuildContext(PolicyRng(seed, path, replication), tenants, tuple(of), _flat(slo or {}), wants)
 
-    lanes = [_lane(full, of, lambda part, of=of: context(f"control/{of[0].name}/{part}", of), wants) for of in models.values()]
+    def lane(of: Sequence[PoolFacts]) -> Lane:
+        return _lane(full, of, lambda part: context(f"control/{of[0].name}/{part}", of), wants)
+
+    settings: Any = full.settings
     planner = None if full.planner is None else full.planner.config().build(context("control/planner", pools))
-    return Control(lanes=lanes, fleet=Fleet(), tenants=tenants, planner=planner, settings=full.settings.config(), wants=wants)
+    return Control(lanes=[lane(of) for of in models.values()], fleet=Fleet(), tenants=tenants, planner=planner, settings=settings.config(),
+                   wants=wants)
 
 
 def header_spec(spec: ControlSpec, pools: Sequence[PoolFacts], slo: Mapping[str, Any]) -> dict[str, Any]:
@@ -81,7 +85,7 @@ def _lane(spec: ControlSpec, pools: Sequence[PoolFacts], context: Callable[[str]
 def _queue(spec: Any, context: BuildContext) -> Queue:
     """The queue inside its wrappers, the outermost last."""
     queue: Queue = spec.config().build(context)
-    for name in reversed(registry.wrappers("queue")):
+    for name in reversed(list(registry.wrappers("queue"))):
         wrapper = getattr(spec, name, None)
         if wrapper is not None:
             queue = wrapper.config().wrap(queue, context)
@@ -103,13 +107,15 @@ def _flat(slo: Mapping[str, Any]) -> dict[str, float]:
 
 def pool_facts(fleet: FleetConfig) -> tuple[PoolFacts, ...]:
     """What policies may know of a simulated fleet before the run."""
-    return tuple(PoolFacts(p.name, p.role, p.model, p.replicas, p.gpus_per_replica, p.slots, None, p.min, p.max)
+    from windtunnel.lab.build_pool import mean_boot_s
+
+    return tuple(PoolFacts(p.name, p.role, p.model, p.replicas, p.gpus_per_replica, p.slots, mean_boot_s(p.startup), p.min, p.max)
                  for p in fleet.pools.values())
 
 
 def build_fleet(spec: Any, base: Path) -> FleetConfig:
     """The simulated fleet; ConfigInfeasibleError with the arithmetic for a pool that cannot run."""
-    from windtunnel.lab.build_fleet import build_pool
+    from windtunnel.lab.build_pool import build_pool
 
     pools = {}
     for name, pool in spec.pools.items():

@@ -48,21 +48,22 @@ def _one(spec: TraceSpec | ArrivalsSpec, setting: Setting) -> Source:
 
 
 def _arrivals(spec: ArrivalsSpec, setting: Setting, rng: Generator, model: str) -> Source:
-    rate = spec.config()
+    rate, priorities = spec.config(), dict[str, float](**spec.priorities)
     return ArrivalSource(
         rate.rate_rps, pattern=rate.pattern, shape=rate.shape, cv=rate.cv, series=rate.series, max_in_flight=rate.max_in_flight,
         input_tokens=build_dist(spec.input_tokens, setting.base, "input_tokens"),
-        output_tokens=build_dist(spec.output_tokens, setting.base, "output_tokens"), tenants=spec.tenants, priorities=spec.priorities,
+        output_tokens=build_dist(spec.output_tokens, setting.base, "output_tokens"), tenants=spec.tenants, priorities=priorities,
         count=spec.count, duration_s=setting.duration_s, rng=rng, name=spec.name, model=model, bound=spec.bound,
         prompts=Prompts(spec.name) if setting.live else None)
 
 
 def _trace(spec: TraceSpec, setting: Setting, rng: Generator, model: str) -> Source:
+    load: Any = spec.load
     trace = open_trace(locate.data_file(spec.path, setting.base), spec.format, spec.on_error)
     prompts = Prompts(spec.name, trace.block_size or 512) if setting.live else None
     # The operations' choices stay with the seed: two replications of a sampled trace replay the same rows.
     return TraceSource(trace, name=spec.name, model=model, ops=[op.operation(setting.base) for op in spec.ops], tenant=spec.tenant,
-                       priority=spec.priority, bound=spec.bound, load=spec.load.config(), rng=rng, seed=setting.seed, prompts=prompts)
+                       priority=spec.priority, bound=spec.bound, load=load.config(), rng=rng, seed=setting.seed, prompts=prompts)
 
 
 class Until:

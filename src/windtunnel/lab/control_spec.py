@@ -24,7 +24,7 @@ SettingsSpec = spec_of(ControlSettings)
 class TenantSpec(Spec):
     """One tenant's share."""
 
-    weight: float = Field(1.0, gt=0, description="Share of the fair queue, relative to the other tenants.")
+    weight: float = Field(default=1.0, gt=0, description="Share of the fair queue, relative to the other tenants.")
 
 
 class AdmissionSpec(Spec):
@@ -37,13 +37,14 @@ class AdmissionSpec(Spec):
 class ControlSpec(Spec):
     """What decides. A part that is not named is the preset's; a part that is named replaces the preset's whole part."""
 
-    preset: str = Field("default", description="Named composition that the other keys override.", json_schema_extra={"enum": list(PRESETS)})
-    tenants: dict[str, TenantSpec] = Field({}, description='Weight per tenant; the entry "default" is for all others.')
+    preset: str = Field(default="default", description="Named composition that the other keys override.",
+                        json_schema_extra={"enum": list(PRESETS)})
+    tenants: dict[str, TenantSpec] = Field(default={}, description='Weight per tenant; the entry "default" is for all others.')
     queue: Annotated[Any, Kinds("queue")] | None = None
     admission: AdmissionSpec | None = None
     routing: Annotated[Any, Kinds("routing")] | None = None
-    planner: Annotated[Any, Kinds("planner")] | None = Field(None, description="Absent: a fleet of fixed size.")
-    settings: SettingsSpec = Field(default_factory=SettingsSpec)  # type: ignore[valid-type]
+    planner: Annotated[Any, Kinds("planner")] | None = Field(default=None, description="Absent: a fleet of fixed size.")
+    settings: SettingsSpec = SettingsSpec()  # type: ignore[valid-type]
 
     @field_validator("preset")
     @classmethod

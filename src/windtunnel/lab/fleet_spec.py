@@ -30,7 +30,7 @@ class RooflineSpec(Spec):
     """Step times from the model's shape and the GPU's peak rates; uncalibrated."""
 
     kind: Literal["roofline"]
-    dtype: str = Field("bf16", description="Weights: bf16, fp8, int8, fp4 or int4.")
+    dtype: str = Field(default="bf16", description="Weights: bf16, fp8, int8, fp4 or int4.")
     kv_dtype: str = "bf16"
 
 
@@ -51,9 +51,9 @@ class StartupSpec(Spec):
     preset: Literal["warm", "cold_node", "serverless"] = "warm"
     node_s: DistSpec | None = None
     image_s: DistSpec | None = None
-    weights_s: DistSpec | None = Field(None, description="Left out: weights bytes / load_bw.")
+    weights_s: DistSpec | None = Field(default=None, description="Left out: weights bytes / load_bw.")
     compile_s: DistSpec | None = None
-    load_bw: float = Field(2e9, gt=0, description="Bytes per second at which weights reach the GPU.")
+    load_bw: float = Field(default=2e9, gt=0, description="Bytes per second at which weights reach the GPU.")
 
     stages: ClassVar[tuple[str, ...]] = ("node_s", "image_s", "weights_s", "compile_s")
 
@@ -79,7 +79,7 @@ class PriceSpec(Spec):
 class ScrapeSpec(Spec):
     """How often the engine's metrics are read."""
 
-    interval_s: float = Field(1.0, gt=0)
+    interval_s: float = Field(default=1.0, gt=0)
 
 
 class PoolSpec(Spec):
@@ -87,18 +87,18 @@ class PoolSpec(Spec):
 
     model: str
     gpu: str
-    tp: int = Field(1, ge=1, le=64)
+    tp: int = Field(default=1, ge=1, le=64)
     role: Literal["agg"] = "agg"
-    replicas: int = Field(1, ge=0)
-    min: int = Field(0, ge=0)
-    max: int | None = Field(None, ge=0)
-    engine: EngineSpec = Field(default_factory=EngineSpec)  # type: ignore[valid-type]
-    profile: ProfileSpec = Field(default_factory=lambda: RooflineSpec(kind="roofline"))
-    startup: StartupSpec = Field(default_factory=StartupSpec)
-    price: PriceSpec | None = Field(None, description="Left out: the catalogue's example price, if it has one.")
-    weight: float = Field(1.0, gt=0, description="Speed relative to the other pools, for routing.")
-    scrape: ScrapeSpec = Field(default_factory=ScrapeSpec)
-    drain_timeout_s: float = Field(120.0, ge=0)
+    replicas: int = Field(default=1, ge=0)
+    min: int = Field(default=0, ge=0)
+    max: int | None = Field(default=None, ge=0)
+    engine: EngineSpec = EngineSpec()  # type: ignore[valid-type]
+    profile: ProfileSpec = RooflineSpec(kind="roofline")
+    startup: StartupSpec = StartupSpec()
+    price: PriceSpec | None = Field(default=None, description="Left out: the catalogue's example price, if it has one.")
+    weight: float = Field(default=1.0, gt=0, description="Speed relative to the other pools, for routing.")
+    scrape: ScrapeSpec = ScrapeSpec()
+    drain_timeout_s: float = Field(default=120.0, ge=0)
 
     @model_validator(mode="after")
     def _ordered(self) -> PoolSpec:
@@ -113,7 +113,7 @@ class FleetSpec(Spec):
     """The simulated fleet."""
 
     pools: dict[str, PoolSpec] = Field(min_length=1)
-    network_s: float = Field(0.0, ge=0, description="One way between control and engine (s).")
+    network_s: float = Field(default=0.0, ge=0, description="One way between control and engine (s).")
 
     @property
     def only_model(self) -> str:

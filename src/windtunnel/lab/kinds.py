@@ -6,7 +6,6 @@ import dataclasses
 import types
 import typing
 from collections.abc import Mapping
-from functools import cache
 from typing import Annotated, Any, ClassVar, Literal, Union
 
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, create_model, model_validator
@@ -61,11 +60,25 @@ def _plain(value: Any) -> Any:
     return value
 
 
-@cache
 def spec_of(cls: type[Any], kind: str = "", section: str = "", skip: tuple[str, ...] = ()) -> type[DataclassSpec]:
     """The model of a dataclass. kind: adds `kind: Literal[kind]`; section: adds the section's wrapper blocks as optional keys;
-    skip: fields that keep their defaults.
+    skip: fields that keep their defaults. One model per set of arguments, until `forget`.
     """
+    key = (cls, kind, section, skip)
+    if key not in _models:
+        _models[key] = _model(cls, kind, section, skip)
+    return _models[key]
+
+
+def forget() -> None:
+    """Make every model anew when it is next asked for: wrappers or kinds have changed."""
+    _models.clear()
+
+
+_models: dict[tuple[type[Any], str, str, tuple[str, ...]], type[DataclassSpec]] = {}
+
+
+def _model(cls: type[Any], kind: str, section: str, skip: tuple[str, ...]) -> type[DataclassSpec]:
     hints = typing.get_type_hints(cls, include_extras=True)
     fields: dict[str, Any] = {}
     if kind:
@@ -111,10 +124,10 @@ def _annotation(hint: Any) -> Any:
         return spec_of(hint)
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (Union, types.UnionType):
-        return Union[tuple(_annotation(a) for a in args)]  # noqa: UP007  (built from a tuple)
+        return Union[tuple(_annotation(a) for a in args)]  # noqa: UP007
     if isinstance(origin, type) and issubclass(origin, Mapping):
         key = Literal[tuple(PRIORITIES)] if args[0] is int else args[0]
-        return dict[key, _annotation(args[1])]  # type: ignore[valid-type]
+        return dict[key, _annotation(args[1])]  # type: ignore[valid-type, misc]
     return hint
 
 

@@ -62,4 +62,5 @@ def _field(name: str, cls: type[Any]) -> Any:
     return full | annotation | None  # type: ignore[operator]
 
 
-OpSpec: Any = create_model("OpSpec", __base__=OneOp, __doc__=OneOp.__doc__, **{n: (_field(n, c), None) for n, c in OPERATIONS.items()})
+_FIELDS: dict[str, Any] = {name: (_field(name, cls), None) for name, cls in OPERATIONS.items()}
+OpSpec: Any = create_model("OpSpec", __base__=OneOp, __doc__=OneOp.__doc__, **_FIELDS)

@@ -13,7 +13,8 @@ import pandas as pd
 
 from windtunnel.errors import RunCorruptError, RunNotRecordedError
 from windtunnel.lab import columns, metrics, render, store
-from windtunnel.lab.metrics import Expression, Requests
+from windtunnel.lab.expression import Expression
+from windtunnel.lab.metrics import Requests
 from windtunnel.lab.summary import Summary, names_of, number
 from windtunnel.lab.tables import Tables
 

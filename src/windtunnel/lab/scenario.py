@@ -40,18 +40,18 @@ class Scenario(Spec):
 
     windtunnel: Literal[1] = Field(description="Version of this file format.")
     name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    question: str = Field("", description="The question that this scenario answers, in one sentence.")
-    duration_s: float | None = Field(None, gt=0, description="Arrivals end here (s); null: when the source is exhausted.")
-    warmup_s: float = Field(0.0, ge=0, description="Requests that arrive before this (s) are marked and left out of every metric.")
-    grace_s: float = Field(30.0, ge=0, description="How long requests may still run after duration_s (s) before their clients leave.")
-    seed: int = Field(0, ge=0, lt=2**63)
+    question: str = Field(default="", description="The question that this scenario answers, in one sentence.")
+    duration_s: float | None = Field(default=None, gt=0, description="Arrivals end here (s); null: when the source is exhausted.")
+    warmup_s: float = Field(default=0.0, ge=0, description="Requests that arrive before this (s) are marked and left out of every metric.")
+    grace_s: float = Field(default=30.0, ge=0, description="How long requests may still run after duration_s (s).")
+    seed: int = Field(default=0, ge=0, lt=2**63)
     record: Literal["requests", "decisions", "full"] = "requests"
     fleet: FleetSpec
     source: SourceSpec
-    control: ControlSpec = Field(default_factory=ControlSpec)
-    slo: SloSpec = Field(default_factory=SloSpec)
-    compare: dict[str, dict[str, Any]] = Field({}, description="Named variants: dotted path to value.")
-    knobs: tuple[str | KnobSpec, ...] = Field((), description="Paths that a cockpit offers as controls.")
+    control: ControlSpec = ControlSpec()
+    slo: SloSpec = SloSpec()
+    compare: dict[str, dict[str, Any]] = Field(default={}, description="Named variants: dotted path to value.")
+    knobs: tuple[str | KnobSpec, ...] = Field(default=(), description="Paths that a cockpit offers as controls.")
     _base: Path = PrivateAttr(default_factory=Path)
 
     @model_validator(mode="after")
@@ -287,7 +287,7 @@ def _rebuild(section: str) -> None:
     """A kind was registered after these models were made: make their unions again."""
     from windtunnel.lab import control_spec, kinds
 
-    kinds.spec_of.cache_clear()
+    kinds.forget()
     for model in (control_spec.AdmissionSpec, control_spec.ControlSpec, Scenario):
         model.model_rebuild(force=True)
     schema.cache_clear()

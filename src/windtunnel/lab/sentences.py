@@ -41,7 +41,8 @@ def one_or_all(errors: Sequence[ConfigError]) -> ConfigError:
 
 def explain(error: ValidationError, doc: Document, schema: Node) -> list[ConfigError]:
     """One ConfigError per finding, in the order of the file."""
-    items = [(real_path(i["loc"], doc.data, i["type"]), dict(i)) for i in error.errors(include_url=False)]
+    items: list[tuple[PathKey, dict[str, Any]]] = [
+        (real_path(i["loc"], doc.data, i["type"]), dict(i)) for i in error.errors(include_url=False)]
     deeper = {path[:n] for path, item in items for n in range(len(path) + (item["type"] == "config"))}
     found: dict[tuple[str, str], ConfigError] = {}
     for path, item in items:

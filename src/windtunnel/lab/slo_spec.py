@@ -12,10 +12,10 @@ from windtunnel.lab.kinds import Spec
 class Bounds(Spec):
     """Upper bounds of one request (s); a request that meets all of them is good."""
 
-    ttft_s: float | None = Field(None, gt=0, description="Arrival to first token.")
-    tpot_s: float | None = Field(None, gt=0, description="Seconds per output token after the first.")
-    e2e_s: float | None = Field(None, gt=0, description="Arrival to the last token.")
-    queue_s: float | None = Field(None, gt=0, description="Waiting before the engine began.")
+    ttft_s: float | None = Field(default=None, gt=0, description="Arrival to first token.")
+    tpot_s: float | None = Field(default=None, gt=0, description="Seconds per output token after the first.")
+    e2e_s: float | None = Field(default=None, gt=0, description="Arrival to the last token.")
+    queue_s: float | None = Field(default=None, gt=0, description="Waiting before the engine began.")
 
     def given(self) -> dict[str, float]:
         return {k: getattr(self, k) for k in Bounds.model_fields if getattr(self, k) is not None}
@@ -26,7 +26,7 @@ class SloSpec(Bounds):
 
     interactive: Bounds | None = None
     batch: Bounds | None = None
-    attainment: float = Field(0.99, gt=0, le=1)
+    attainment: float = Field(default=0.99, gt=0, le=1)
 
     @model_validator(mode="after")
     def _one_kind(self) -> SloSpec:
@@ -47,4 +47,4 @@ class KnobSpec(Spec):
     label: str = ""
     lo: float | None = None
     hi: float | None = None
-    step: float | None = Field(None, gt=0)
+    step: float | None = Field(default=None, gt=0)

@@ -27,14 +27,14 @@ class TraceSpec(Spec):
     path: str
     format: Literal["auto", "mooncake", "azure", "lengths", "own"] = "auto"
     on_error: Literal["raise", "skip", "collect"] = "raise"
-    ops: tuple[OpSpec, ...] = Field((), description="Operations on the rows, one after the other.")
+    ops: tuple[OpSpec, ...] = Field(default=(), description="Operations on the rows, one after the other.")
     load: LoadSpec = Field(default_factory=lambda: ScheduleSpec(kind="fixed_schedule"),  # type: ignore[valid-type, call-arg]
                            description="When requests are sent: as the file says, or at a rate.")
-    name: str = Field("trace", min_length=1)
-    model: str | None = Field(None, description="Model that requests ask for; left out: the fleet's first.")
-    tenant: str = Field("default", description="Tenant of rows that name none.")
-    priority: Priority = Field("interactive", description="Class of rows that name none.")
-    bound: Literal["output"] | None = Field("output", description="output: clients ask for exactly the recorded number of tokens.")
+    name: str = Field(default="trace", min_length=1)
+    model: str | None = Field(default=None, description="Model that requests ask for; left out: the fleet's first.")
+    tenant: str = Field(default="default", description="Tenant of rows that name none.")
+    priority: Priority = Field(default="interactive", description="Class of rows that name none.")
+    bound: Literal["output"] | None = Field(default="output", description="output: clients ask for exactly the recorded number of tokens.")
 
 
 class ArrivalsSpec(spec_of(RequestRate)):  # type: ignore[misc]
@@ -44,10 +44,10 @@ class ArrivalsSpec(spec_of(RequestRate)):  # type: ignore[misc]
     kind: Literal["arrivals"]
     input_tokens: DistSpec
     output_tokens: DistSpec
-    tenants: Shares = Field({"default": 1.0}, min_length=1, description="Share of the requests per tenant.")
-    priorities: dict[Priority, Annotated[float, Field(ge=0)]] = Field({"interactive": 1.0}, min_length=1)
-    count: int | None = Field(None, ge=1, description="Ends after this many requests.")
-    name: str = Field("arrivals", min_length=1)
+    tenants: Shares = Field(default={"default": 1.0}, min_length=1, description="Share of the requests per tenant.")
+    priorities: dict[Priority, Annotated[float, Field(ge=0)]] = Field(default={"interactive": 1.0}, min_length=1)
+    count: int | None = Field(default=None, ge=1, description="Ends after this many requests.")
+    name: str = Field(default="arrivals", min_length=1)
     model: str | None = None
     bound: Literal["output"] | None = "output"
 

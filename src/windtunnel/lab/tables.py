@@ -160,7 +160,7 @@ def schema_of(name: str) -> pa.Schema:
 def arrow_table(name: str, columns: Mapping[str, Any]) -> pa.Table:
     """An Arrow table of `name`'s schema from lists, arrays or Arrow columns; columns that are not given are NA."""
     schema = schema_of(name)
-    given = [c for c in columns.values()]
+    given = list(columns.values())
     rows = len(given[0]) if given else 0
     return pa.table([_column(columns.get(f.name), f.type, rows) for f in schema], schema=schema)
 

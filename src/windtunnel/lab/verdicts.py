@@ -1,0 +1,131 @@
+"""Better or worse, and by how much, in words: the lines of a comparison and its winner."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from windtunnel.lab.summary import number
+
+HIGHER = frozenset({"goodput_rps", "good_fraction", "success_fraction", "jain", "prefix_hit_rate", "utilisation", "slo_attainment"})
+LOWER = frozenset({"rejected_fraction", "timeout_fraction", "failed_fraction", "gpu_hours", "kwh", "wasted_tokens", "scale_reversals"})
+BETTER, WORSE, SAME = "better", "worse", "no difference shown"
+NO_INTERVAL = "different arrivals, one run each: no interval"
+
+
+def direction(metric: str) -> int:
+    """+1 higher is better, -1 lower is better, 0 neutral."""
+    name = metric.split("[")[0].split(".")[0]
+    if name in HIGHER or name.endswith(("_tps", "_rps")):
+        return 1
+    latency = name.endswith("_s") and name not in ("window_s", "makespan_s", "arrived_s", "intended_s")
+    return -1 if name in LOWER or name.startswith("usd") or latency else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One metric of one candidate against the baseline. lo, hi: interval of delta, None without one."""
+
+    metric: str
+    baseline: float | None
+    candidate: float | None
+    delta: float | None
+    delta_pct: float | None
+    lo: float | None
+    hi: float | None
+    n: int
+    method: str
+    same_source: bool | None
+    verdict: str
+
+
+def verdict(metric: str, a: float | None, b: float | None, lo: float | None, hi: float | None, usable: bool) -> str:
+    """better or worse iff the interval excludes 0; by order where one side is infinite or has no value."""
+    sign = direction(metric)
+    if not usable:
+        worst = -math.inf if sign > 0 else math.inf
+        x, y = (worst if a is None else a), (worst if b is None else b)
+        return SAME if x == y or not sign else (BETTER if (y - x) * sign > 0 else WORSE)
+    if lo is None or hi is None or not sign or lo <= 0.0 <= hi:
+        return SAME
+    return BETTER if (lo > 0.0) == (sign > 0) else WORSE
+
+
+def winner(lines: Mapping[str, Sequence[Line]], baseline: str, primary: str, level: float) -> str:
+    """One sentence on the primary metric; what got worse is named in its second half."""
+    found = {name: next(line for line in of if line.metric == primary) for name, of in lines.items()}
+    ahead = [n for n, line in found.items() if line.verdict == BETTER]
+    if ahead:
+        sign = direction(primary)
+        name = max(ahead, key=lambda n: sign * _order(found[n].candidate, sign))
+        return f"{name} is better than {baseline}: {_change(found[name], level)}{_price(lines[name], primary)}."
+    behind = [n for n, line in found.items() if line.verdict == WORSE]
+    if behind and len(behind) == len(found):
+        name = behind[0]
+        return f"{baseline} is better than {name}: {name} has {_change(found[name], level)}."
+    line = next(iter(found.values()))
+    if line.method == "none":
+        why = f" ({NO_INTERVAL})" if line.same_source is False else ""
+        return f"No difference shown in {primary}{why}; try replications=5."
+    if line.method == "one_seed":
+        return f"No difference shown in {primary} with one seed; try replications=5."
+    return f"No difference shown in {primary} with {line.n} {'replications' if line.n != 1 else 'replication'}; try replications={max(20, 4 * line.n)}."
+
+
+def _order(value: float | None, sign: int) -> float:
+    return value if value is not None else -math.inf * sign
+
+
+def _change(line: Line, level: float) -> str:
+    if line.delta is None:
+        return f"{line.metric} {number(line.candidate)} instead of {number(line.baseline)}"
+    how = {"paired": f"{line.n} paired replications", "one_seed": "one seed, block bootstrap", "welch": f"{line.n} runs each"}.get(line.method, "")
+    bounds = f" ({100 * level:g} % CI {_signed(line.lo, plus='')} to {_signed(line.hi, plus='')}, {how})" if line.lo is not None else ""
+    return f"{line.metric} {_signed(line.delta)}{bounds}"
+
+
+def _price(lines: Sequence[Line], primary: str) -> str:
+    """The second half: everything that got worse."""
+    worse = []
+    for line in lines:
+        if line.verdict != WORSE or line.metric == primary:
+            continue
+        by = "more" if line.delta_pct is None else f"{abs(line.delta_pct):.0f} %"
+        word = {"gpu_hours": "GPU-hours", "usd": "USD"}.get(line.metric)
+        if word:
+            worse.append(f"it costs {by if by == 'more' else by + ' more'} {word}")
+        else:
+            worse.append(f"{line.metric} is {by + ' worse' if by != 'more' else 'worse'}")
+    return "; " + ", ".join(worse) if worse else ""
+
+
+def _signed(value: float | None, plus: str = "+") -> str:
+    if value is None:
+        return "–"
+    return (plus if value > 0 else "") + _compact(value)
+
+
+def _compact(value: float) -> str:
+    """Three significant digits, at least two decimals below 10 so that differences line up."""
+    return f"{value:.2f}" if 0.1 <= abs(value) < 10 else number(value)
+
+
+def _cut(name: str, width: int = 11) -> str:
+    return name if len(name) <= width else name[: width - 1] + "…"
+
+
+def text_head(baseline: str, candidate: str, level: float) -> str:
+    """The heading of a text table."""
+    interval = f"{100 * level:g} % interval"
+    return f"{'metric':<18} {_cut(baseline):>11} {_cut(candidate):>11} {'delta':>9} {'%':>7} {interval:>19}  {'n':>3} {'method':<8}".rstrip()
+
+
+def text_line(line: Line) -> str:
+    """One row of a text table, at most 100 columns."""
+    interval = "–" if line.lo is None else f"{_compact(line.lo)} … {_compact(line.hi)}"  # type: ignore[arg-type]
+    pct = "–" if line.delta_pct is None else f"{line.delta_pct:+.1f}"
+    word = {SAME: "no diff. shown"}.get(line.verdict, line.verdict)
+    delta = "–" if line.delta is None else _signed(line.delta)
+    return (f"{_cut(line.metric, 18):<18} {number(line.baseline):>11} {number(line.candidate):>11} {delta:>9} {pct:>7} {interval:>19}  {line.n:>3} "
+            f"{line.method:<8} {word}")[:100].rstrip()

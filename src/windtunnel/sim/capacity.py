@@ -1,0 +1,46 @@
+"""How many KV blocks fit beside the weights, and the refusal, with its arithmetic, of what cannot run at all."""
+
+from __future__ import annotations
+
+from math import floor
+
+from windtunnel.errors import ConfigInfeasibleError
+from windtunnel.sim.catalog import BYTES, Architecture, Gpu
+
+UTILISATION = 0.9  # vLLM's default share of GPU memory
+OVERHEAD_BYTES = 1.24e9  # activations, graphs and runtime per GPU: an assumption from one measured engine
+
+
+def kv_blocks(arch: Architecture, gpu: Gpu, *, tp: int = 1, dtype: str = "bf16", kv_dtype: str = "bf16", block_size: int = 16,
+              utilisation: float = UTILISATION, overhead_bytes: float = OVERHEAD_BYTES) -> int:
+    """Blocks of `block_size` tokens that fit on `tp` GPUs; negative if not even the weights do."""
+    usable = gpu.memory_bytes * utilisation - arch.params * BYTES[dtype] / tp - overhead_bytes
+    per_rank = max(1.0, arch.kv_heads / tp) / arch.kv_heads
+    return floor(usable / (block_size * arch.kv_bytes_per_token(kv_dtype) * per_rank))
+
+
+def refuse_infeasible(arch: Architecture, gpu: Gpu, *, tp: int = 1, dtype: str = "bf16", kv_dtype: str = "bf16", block_size: int = 16,
+                      max_model_len: int | None = None, max_num_batched_tokens: int | None = None, max_num_seqs: int | None = None,
+                      utilisation: float = UTILISATION, overhead_bytes: float = OVERHEAD_BYTES) -> None:
+    """Raise ConfigInfeasibleError, showing the sum, if this model cannot run on these GPUs."""
+    if arch.heads % tp:
+        raise ConfigInfeasibleError(f"{arch.heads} attention heads cannot be split over tp {tp}", hint="choose a tp that divides them")
+    if arch.kv_heads % tp and tp % arch.kv_heads:
+        raise ConfigInfeasibleError(f"{arch.kv_heads} KV heads cannot be split over or repeated on tp {tp}")
+    if tp > gpu.gpus_per_node:
+        raise ConfigInfeasibleError(f"tp {tp} needs more GPUs than the {gpu.gpus_per_node} of a node of {gpu.name}")
+    if dtype not in gpu.flops and dtype in ("fp8",):
+        raise ConfigInfeasibleError(f"{gpu.name} has no {dtype}", hint=f"it has {', '.join(gpu.flops)}")
+    weights, usable = arch.params * BYTES[dtype] / tp, gpu.memory_bytes * utilisation
+    if weights + overhead_bytes >= usable:
+        share = f" a GPU at tp {tp}" if tp > 1 else ""
+        raise ConfigInfeasibleError(
+            f"weights {weights / 1e9:.1f} GB{share} + overhead {overhead_bytes / 1e9:.1f} GB > {usable / 1e9:.1f} GB usable "
+            f"({utilisation:g} × {gpu.memory_bytes / 1e9:.1f} GB)", hint=f"use tp: {2 * tp} or a larger GPU")
+    blocks = kv_blocks(arch, gpu, tp=tp, dtype=dtype, kv_dtype=kv_dtype, block_size=block_size, utilisation=utilisation,
+                       overhead_bytes=overhead_bytes)
+    if blocks < 1 or (max_model_len is not None and blocks * block_size < max_model_len):
+        raise ConfigInfeasibleError(f"{blocks * block_size:,} tokens of KV cache are fewer than one request of {max_model_len or 1:,} tokens",
+                                    hint="lower engine.max_model_len or use a larger GPU")
+    if max_num_batched_tokens is not None and max_num_seqs is not None and max_num_batched_tokens < max_num_seqs:
+        raise ConfigInfeasibleError(f"{max_num_batched_tokens} tokens a step cannot serve {max_num_seqs} sequences")

@@ -1,0 +1,70 @@
+"""The roofline that the peers' step-time tables are made of: Llama-3-8B on one H100 SXM, with that simulator's roundings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import ceil
+
+from windtunnel.sim.stepmodels.model import Batch, Provenance
+
+F = 989e12 * 0.60
+W = 3.35e12 * 0.80
+LAUNCH_S = 2e-6
+LAYERS, HIDDEN, FFN, HEADS, KV_HEADS, HEAD_DIM = 32, 4096, 14336, 32, 8, 128
+GRAIN = 256
+
+
+def up(x: float, grain: int) -> int:
+    """The next multiple of `grain` that is not below x."""
+    return ceil(x / grain) * grain
+
+
+@dataclass(frozen=True)
+class VidurRoofline:
+    """Tokens are rounded up to 8, KV lengths to 256, prefill chunks to 32; no embedding, head or host time."""
+
+    provenance: Provenance = field(default_factory=lambda: Provenance("Llama-3-8B", "h100_sxm×1", "roofline of the peers' tables"))
+    _linear: dict[int, float] = field(default_factory=dict, repr=False, compare=False)
+
+    def seconds(self, b: Batch) -> float:
+        return self.run(b, 1)[0]
+
+    def run(self, b: Batch, k: int) -> tuple[float, float, int]:
+        rounded = up(b.tokens, 8)
+        layer = self._linear.get(rounded)
+        if layer is None:
+            layer = self._linear[rounded] = _linear_ops(rounded)
+        # a prefill tail of one token is a decode to these tables
+        n, attended = b.decode_seqs, b.decode_kv + b.decode_seqs
+        whole = []
+        for chunk, computed in b.prefill:
+            if chunk == 1:
+                n, attended = n + 1, attended + computed + 1
+            else:
+                whole.append((chunk, computed))
+        if n:
+            mean = attended / n
+            kv = up(int(mean), GRAIN)
+            layer += (n * kv * 4 * KV_HEADS * HEAD_DIM / W + LAUNCH_S) * (1.1 if n > 1 else 1.0)
+            k = min(k, kv - int(mean) + 1)
+        for chunk, computed in whole:
+            kv, c = up(computed + chunk, GRAIN), up(chunk, 32)
+            layer += max(4 * HEADS * HEAD_DIM * c * (kv + c / 2) / (0.8 * F), 4 * KV_HEADS * HEAD_DIM * (kv + c) / W) + LAUNCH_S
+            k = min(k, (kv - computed - chunk) // chunk + 1)
+        return LAYERS * layer, 0.0, max(1, k)
+
+
+def _gemm(r: int, n: int, k: int) -> float:
+    return max(2 * r * n * k / F, 2 * (n * k + r * (n + k)) / W) + LAUNCH_S
+
+
+def _elementwise(r: int, width: int) -> float:
+    return 4 * r * width / W + LAUNCH_S
+
+
+def _linear_ops(r: int) -> float:
+    """One layer without attention for r (rounded) tokens."""
+    return (
+        _gemm(r, 6144, HIDDEN) + _gemm(r, HIDDEN, HIDDEN) + _gemm(r, 2 * FFN, HIDDEN) + _gemm(r, HIDDEN, FFN) + _elementwise(r, FFN)
+        + 4 * _elementwise(r, HIDDEN)
+    )
