@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
-from windtunnel.cli import INTERRUPTED, Answer, app
+from windtunnel.cli import INTERRUPTED, TERMINATED, Answer, app
 from windtunnel.cli_run import Sets, load, run_dict
 
 Mode = Literal["shadow", "dry_run", "armed"]
@@ -41,14 +42,18 @@ def drive(scenario: str, /, *, fleet: Path, mode: Mode = "dry_run", arm: str | N
     seed = chosen.seed if seed is None else seed
     world = Live(engines, mode=mode, phrase=arm, caps=caps(cap), scaling=scaling, seed=seed)
     pools = engines.pool_facts()
-    made = world.run(chosen.build_control(pools=pools, seed=seed, wants=world.wants),
-                     chosen.build_source(seed=seed, model=pools[0].model, live=True), name=name or chosen.name, scenario=chosen,
-                     **chosen.meta(pools))
+    control = chosen.build_control(pools=pools, seed=seed, wants=world.wants)
+    source = chosen.build_source(seed=seed, model=pools[0].model, live=True)
+    terminated: list[int] = []
+    old = signal.signal(signal.SIGTERM, lambda number, _: (terminated.append(number), world.stop()))
+    try:
+        made = world.run(control, source, name=name or chosen.name, scenario=chosen, **chosen.meta(pools))
+    finally:
+        signal.signal(signal.SIGTERM, old)
     result = run_dict(made)
     if out is not None:
         result["saved"] = str(made.save(out))
-    interrupted = getattr(world, "why", "") == "interrupted"
-    return Answer(result, repr(made), INTERRUPTED if interrupted else 0)
+    return Answer(result, repr(made), TERMINATED if terminated else INTERRUPTED if world.why == "interrupted" else 0)
 
 
 def caps(texts: tuple[str, ...]) -> Any:

@@ -140,7 +140,7 @@ def test_RC_2_whole_logs_read_back(steps: list[tuple[object, list[object]]]) -> 
     for seq, (event, made) in enumerate(steps, 1):
         writer.step(seq, float(seq), event, made)
     writer.close()
-    reader = LogReader(writer.bytes())
+    reader = LogReader(writer.data())
     read = list(reader.steps())
     assert reader.complete and reader.events == len(steps) and reader.effects == sum(len(made) for _, made in steps)
     assert [codec.event_of(s.event) for s in read] == [event for event, _ in steps]
@@ -153,7 +153,7 @@ def test_RC_3_a_log_cut_anywhere_reads_as_a_prefix(cut: int) -> None:
     for seq in range(1, 20):
         writer.step(seq, float(seq), ev.Woke("é"), [fx.WakeAt(seq + 1.0, "q")])
     writer.close()
-    data = writer.bytes()
+    data = writer.data()
     head = data.index(b"\n") + 1
     data = data[: head + cut % (len(data) - head)]
     reader = LogReader(data)

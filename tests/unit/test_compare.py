@@ -119,7 +119,7 @@ def test_EX_4_directions() -> None:
 
 
 def test_EX_4_infinite_or_unknown_is_judged_by_order() -> None:
-    base, six = sides()
+    base, _ = sides()
     none = Runs([run_of("none", np.full(100, np.nan), replication=i) for i in range(5)])
     found = compare({"base": base, "none": none}, ["ttft_s.p99", "ttft_s.adj_p99"])
     line = found.line("ttft_s.p99")
@@ -143,7 +143,10 @@ def test_EX_3_one_seed_uses_the_same_blocks_for_both() -> None:
     assert found.line("goodput_rps").verdict == "better" and found.line("rejected_fraction").verdict == "no difference shown"
     gpus = found.line("gpu_hours")
     assert (gpus.method, gpus.lo) == ("none", None)
-    assert "one seed, block bootstrap" in found.winner
+    assert "one seed, block bootstrap" in found.winner and "GPU-hours" not in found.winner
+    dear = run_of("b", shared * 0.9, gpu_seconds=7200.0)
+    assert compare([a, dear]).winner.endswith("; it costs 100 % more GPU-hours.")
+    assert "gpu_hours" in repr(compare([a, dear])) and "no interval" in repr(compare([a, dear]))
     assert compare([a, b]).to_dict() == compare([a, b]).to_dict()
 
 

@@ -50,7 +50,7 @@ def written(path: Path | None = None, n: int = 3, **options: Any) -> LogWriter:
 
 
 def test_RC_2_lines_are_canonical_and_hold_no_content_or_truth() -> None:
-    lines = written().bytes().decode().splitlines()
+    lines = written().data().decode().splitlines()
     assert json.loads(lines[0]) == HEADER
     assert lines[1] == (
         '{"e":"Arrived","request":{"arrived_s":1.0,"blocks":[3,4],"id":"a","input_tokens":100,"labels":[["k","v"]],"model":"m","priority":0,'
@@ -74,7 +74,7 @@ def test_RC_2_refuses_nan_and_writes_half_surrogates() -> None:
 
 
 def test_reading_gives_back_steps_with_their_effects() -> None:
-    reader = LogReader(written().bytes())
+    reader = LogReader(written().data())
     steps = list(reader.steps())
     assert reader.complete and (reader.events, reader.effects) == (3, 2)
     assert [(s.seq, s.now, len(s.effects)) for s in steps] == [(1, 1.0, 2), (2, 2.0, 0), (3, 3.0, 0)]

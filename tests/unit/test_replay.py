@@ -148,8 +148,8 @@ def test_DV_4_a_recorded_exception_is_reproduced() -> None:
         except PolicyError as e:
             writer.error(seq, now, event, e)
     writer.close()
-    assert replay(writer.bytes(), fresh).events == 3
-    healed = writer.bytes().replace(b'"x":"PolicyError"', b'"x":"KeyError"').splitlines(keepends=True)[:-1]
+    assert replay(writer.data(), fresh).events == 3
+    healed = writer.data().replace(b'"x":"PolicyError"', b'"x":"KeyError"').splitlines(keepends=True)[:-1]
     with pytest.raises(RunReplayError, match="effect 0 recorded: KeyError"):
         replay(b"".join(healed), fresh)
 

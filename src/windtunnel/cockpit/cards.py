@@ -70,8 +70,10 @@ def _seconds(value: float) -> str:
     return f"{'-' if value < 0 else ''}{minutes} min {seconds} s"
 
 
-UNITS: dict[str, str] = {"goodput_rps": "rps", "offered_rps": "rps", "request_rps": "rps", "gpu_hours": "GPU-h", "usd": "usd", "usd_per_hour": "usd",
-                         "usd_per_1k_good": "usd", "usd_per_mtok": "usd", "output_tps": "tokens/s", "input_tps": "tokens/s", "total_tps": "tokens/s"}
+UNITS: dict[str, str] = {
+    "goodput_rps": "rps", "offered_rps": "rps", "request_rps": "rps", "gpu_hours": "GPU-h", "usd": "usd", "usd_per_hour": "usd",
+    "usd_per_1k_good": "usd", "usd_per_mtok": "usd", "output_tps": "tokens/s", "input_tps": "tokens/s", "total_tps": "tokens/s",
+}
 
 
 def unit_of(metric: str) -> str:
@@ -96,7 +98,8 @@ def run_card(run: Run) -> str:
     """Badge, name, numbers, sparklines of load and latency, provenance, what to call next."""
     mode = run.meta.world if run.meta.world == "simulated" else run.meta.mode
     ground, ink, shape = palette.BADGES.get(mode, palette.BADGES["stopped"])
-    badge = f'<span style="background:{ground};color:{ink};padding:1px 8px;border-radius:4px;font-weight:700">{shape} {escape(mode.upper())}</span>'
+    style = f"background:{ground};color:{ink};padding:1px 8px;border-radius:4px;font-weight:700"
+    badge = f'<span style="{style}">{shape} {escape(mode.upper())}</span>'
     words = [w for w, so in (("INCOMPLETE", not run.complete), ("DEGRADED", run.degraded)) if so]
     values = run.summary().values
     facts = [f"{fmt(values['window_s'], 's')}", f"{values['offered']:,} requests", f"seed {run.seed}", *words]
@@ -117,7 +120,8 @@ def summary_card(summary: Summary) -> str:
 
 def comparison_card(comparison: Comparison) -> str:
     """The winner in words, then the table."""
-    return f'<div style="font-family:sans-serif"><p><b>{escape(comparison.winner)}</b></p>{comparison_table(comparison)}{_next(comparison)}</div>'
+    winner = f"<p><b>{escape(comparison.winner)}</b></p>"
+    return f'<div style="font-family:sans-serif">{winner}{comparison_table(comparison)}{_next(comparison)}</div>'
 
 
 def comparison_table(comparison: Comparison) -> str:
@@ -134,26 +138,29 @@ def _line(line: Line) -> list[str]:
     interval = "–" if line.lo is None else f"{fmt(line.lo, unit)} … {fmt(line.hi, unit)}"
     pct = "–" if line.delta_pct is None else f"{line.delta_pct:+.1f}"
     arrow = {"better": "▲ ", "worse": "▼ "}.get(line.verdict, "")
-    return [line.metric, fmt(line.baseline, unit), fmt(line.candidate, unit), fmt(line.delta, unit), pct, interval, str(line.n), line.method, arrow + line.verdict]
+    values = [fmt(v, unit) for v in (line.baseline, line.candidate, line.delta)]
+    return [line.metric, *values, pct, interval, str(line.n), line.method, arrow + line.verdict]
 
 
 def _numbers(summary: Summary) -> str:
     """Load, latencies and cost as a table; n beside every statistic."""
     v = summary.values
-    load = [["offered", fmt(v["offered"]), fmt(v["offered_rps"], "rps")], ["good", fmt(v["good_fraction"], "share"), fmt(v["goodput_rps"], "rps")],
+    load = [["offered", fmt(v["offered"]), fmt(v["offered_rps"], "rps")],
+            ["good", fmt(v["good_fraction"], "share"), fmt(v["goodput_rps"], "rps")],
             ["rejected", fmt(v["rejected_fraction"], "share"), ""], ["timed out", fmt(v["timeout_fraction"], "share"), ""],
             ["failed", fmt(v["failed_fraction"], "share"), ""], ["output", fmt(v["output_tps"], "tokens/s"), ""],
             ["GPU-hours", fmt(v["gpu_hours"]), fmt(v["usd"], "usd")]]
     stats = summary.table
     rows = []
     for name in ("ttft_s", "tpot_s", "e2e_s", "control_queue_s"):
-        s = stats.loc[name]
+        s: dict[Any, Any] = stats.loc[name].to_dict()
         n = int(s["n"])
         star = "*" if 0 < n < 100 else ""
         met = v.get(f"slo_attainment.{name}")
         rows.append([name, *(fmt(s[p], "s") + (star if p == "p99" else "") for p in ("p50", "p95", "p99")), f"{n:,}", fmt(met, "share")])
     basis = f"rates over {fmt(v['window_s'], 's')} ({v['basis']})"
-    return table(["", "", basis], load, "load") + table(["latency", "p50", "p95", "p99", "n", "meets its bound"], rows, "latency of successes")
+    head = ["latency", "p50", "p95", "p99", "n", "meets its bound"]
+    return table(["", "", basis], load, "load") + table(head, rows, "latency of successes")
 
 
 def _sparks(run: Run) -> str:
@@ -167,7 +174,8 @@ def _sparks(run: Run) -> str:
     counts = np.bincount(slot, minlength=60).astype(float)
     medians = pd.Series(rows["ttft_s"].to_numpy()).groupby(slot).median().reindex(range(60))
     ttft = [None if math.isnan(v) else float(v) for v in medians]
-    shown = [("arrivals", sparkline(counts.tolist(), "arrivals over the run")), ("ttft p50", sparkline(ttft, "median TTFT over the run", colour="#D55E00"))]
+    shown = [("arrivals", sparkline(counts.tolist(), "arrivals over the run")),
+             ("ttft p50", sparkline(ttft, "median TTFT over the run", colour="#D55E00"))]
     return "".join(f'<span style="margin-right:18px">{name} {line}</span>' for name, line in shown if line)
 
 
@@ -178,13 +186,16 @@ def _next(subject: Any) -> str:
 
 
 def _any(value: Any, name: str) -> str:
-    return fmt(value, unit_of(name)) if isinstance(value, int | float | np.number) else "–" if value is None else str(value)
+    if isinstance(value, int | float | np.number):
+        return fmt(value, unit_of(name))  # type: ignore[arg-type]
+    return "–" if value is None else str(value)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> str:
     """An HTML table of plain texts, all escaped; at most 60 rows."""
     top = "".join(f'<th scope="col" style="{_LEFT if i == 0 else _CELL}">{escape(h)}</th>' for i, h in enumerate(head))
-    body = "".join("<tr>" + "".join(f'<td style="{_LEFT if i == 0 else _CELL}">{escape(c)}</td>' for i, c in enumerate(row)) + "</tr>" for row in rows[:ROWS])
+    cells = ("".join(f'<td style="{_LEFT if i == 0 else _CELL}">{escape(c)}</td>' for i, c in enumerate(row)) for row in rows[:ROWS])
+    body = "".join(f"<tr>{row}</tr>" for row in cells)
     more = f"<p>and {len(rows) - ROWS:,} more rows</p>" if len(rows) > ROWS else ""
     return (f'<table style="border-collapse:collapse;margin:6px 0"><caption style="text-align:left">{escape(caption)}</caption>'
             f"<thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>{more}")

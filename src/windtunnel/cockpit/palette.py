@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 # role -> (on light, on dark); every line colour has a contrast of at least 3 : 1 against its ground
@@ -60,12 +61,12 @@ def contrast(a: str, b: str) -> float:
 
 def layout(theme: str = "light") -> dict[str, Any]:
     """The common layout of all figures in one theme."""
-    axis = {
+    axis: dict[str, Any] = {
         "gridcolor": GRID[theme], "linecolor": GRID[theme], "zeroline": False, "ticks": "outside", "tickcolor": GRID[theme],
         "title": {"font": {"size": 13}}, "tickfont": {"size": 12}, "automargin": True,
     }
     return {
         "paper_bgcolor": GROUND[theme], "plot_bgcolor": GROUND[theme], "font": {"color": TEXT[theme], "size": 13, "family": "sans-serif"},
-        "margin": {"l": 64, "r": 24, "t": 64, "b": 52}, "hovermode": "x unified", "xaxis": dict(axis), "yaxis": {**axis, "rangemode": "tozero"},
+        "margin": {"l": 64, "r": 24, "t": 64, "b": 52}, "hovermode": "x unified", "xaxis": deepcopy(axis), "yaxis": {**deepcopy(axis), "rangemode": "tozero"},
         "legend": {"orientation": "h", "yanchor": "bottom", "y": 1.0, "x": 0, "font": {"size": 12}}, "height": 320,
     }

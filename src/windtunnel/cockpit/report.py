@@ -37,6 +37,15 @@ figcaption {{ font-size: 13px; padding: 0 10px 8px; }} pre {{ background: var(--
 """
 
 
+# drawn after the whole page is laid out, so that every figure knows its width
+DRAW = """
+for (const data of document.querySelectorAll("script[data-for]")) {
+  const [traces, layout] = JSON.parse(data.textContent);
+  Plotly.newPlot(data.dataset.for, traces, layout, { responsive: true, displayModeBar: false });
+}
+"""
+
+
 def run_report(run: Run, path: str | Path, *, baseline: Run | None = None) -> Path:
     """Write the report of one run; figures with a pinned baseline if one is given."""
     body = [_head(run.meta.name, _question(run), run.meta.world if run.meta.world == "simulated" else run.meta.mode)]
@@ -76,7 +85,7 @@ def _write(path: str | Path, title: str, body: Sequence[str]) -> Path:
     page = (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<link rel="icon" href="data:,"><title>{escape(title)} · windtunnel</title><style>{STYLE}</style><script>{plotly}</script></head>'
-        f'<body><main>{"".join(body)}</main></body></html>'
+        f'<body><main>{"".join(body)}</main><script>{DRAW}</script></body></html>'
     )
     out.write_text(page, encoding="utf-8")
     return out
@@ -119,7 +128,7 @@ def _figure(spec: FigureSpec, box: str) -> str:
     label = escape(f"{spec.title}. {spec.text}", quote=True)
     return (
         f'<figure><div id="{box}" role="img" aria-label="{label}"></div><figcaption>{escape(spec.text)}</figcaption>'
-        f"<script>{{const [d, l] = {payload}; Plotly.newPlot('{box}', d, l, {{responsive: true, displaylogo: false}});}}</script></figure>"
+        f'<script type="application/json" data-for="{box}">{payload}</script></figure>'
     )
 
 

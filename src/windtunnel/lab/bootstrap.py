@@ -1,10 +1,11 @@
-"""The interval of a difference between two runs of one seed: both saw the same arrivals, so blocks of arrivals are drawn for both at once."""
+"""The interval of a difference between two runs of one seed: they saw the same arrivals, so blocks of them are drawn for both at once."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from windtunnel.lab import metrics, scalars, stats
 from windtunnel.lab.expression import Expression
@@ -14,8 +15,11 @@ from windtunnel.lab.summary import names_of
 if TYPE_CHECKING:
     from windtunnel.lab.run import Run
 
+Blocks = NDArray[np.int64]
 _PER_WINDOW = frozenset({"goodput_rps", "request_rps", "input_tps", "output_tps", "total_tps", "offered_rps"})
-_SHARES = {"success_fraction": ("success",), "rejected_fraction": ("rate_limited",), "timeout_fraction": ("provider_timeout", "local_timeout")}
+_SHARES = {
+    "success_fraction": ("success",), "rejected_fraction": ("rate_limited",), "timeout_fraction": ("provider_timeout", "local_timeout"),
+}
 
 
 def same_arrivals(a: Run, b: Run) -> bool:
@@ -64,11 +68,11 @@ def _resampled(metric: str, run: Run, weights: Floats) -> Floats | None:
     return out
 
 
-def _by_block(values: Floats, keep: Mask, block: np.ndarray) -> Floats:
-    return np.bincount(block[keep], np.nan_to_num(values[keep]), stats.BLOCKS)
+def _by_block(values: Floats, keep: Mask, block: Blocks) -> Floats:
+    return np.bincount(block[keep], np.nan_to_num(values[keep]), stats.BLOCKS).astype(float)
 
 
-def _statistic(found: Expression, rows: Requests, block: np.ndarray, weights: Floats) -> Floats | None:
+def _statistic(found: Expression, rows: Requests, block: Blocks, weights: Floats) -> Floats | None:
     keep = rows.keep & rows.success if found.name in metrics.LATENCIES else rows.keep
     x = rows.number(found.name)
     keep = keep & ~np.isnan(x)
@@ -112,7 +116,7 @@ def _parts(name: str, run: Run, rows: Requests) -> tuple[Floats, Floats] | None:
     return None
 
 
-def _jain(run: Run, rows: Requests, block: np.ndarray, weights: Floats) -> Floats:
+def _jain(run: Run, rows: Requests, block: Blocks, weights: Floats) -> Floats:
     codes, names = rows.words("tenant")
     share = scalars.weights_of(run, names)
     work = scalars.W_IN * np.nan_to_num(rows.number("input_tokens")) + scalars.W_OUT * np.nan_to_num(rows.number("output_tokens"))

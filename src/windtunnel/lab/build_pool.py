@@ -75,7 +75,7 @@ def _startup(spec: StartupSpec, arch: Architecture, dtype: str, tp: int, base: P
 def mean_boot_s(startup: Startup) -> float:
     """Expected seconds from asking for a replica to its being ready."""
     stages = (startup.node_s, startup.image_s, startup.weights_s, startup.compile_s)
-    return sum(s if isinstance(s, (int, float)) else s.mean() for s in stages)
+    return sum(s if isinstance(s, (int, float)) else s.expected() for s in stages)
 
 
 def _provenance(spec: PoolSpec, step_model: StepModel) -> str:

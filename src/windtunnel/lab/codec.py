@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
-from functools import cache
 from typing import Any
 
 from windtunnel import effects as fx
@@ -18,8 +17,8 @@ from windtunnel.errors import RunCorruptError
 from windtunnel.policy.routing.turns import TurnRef
 
 EVENTS: Mapping[str, type[Any]] = {c.__name__: c for c in (
-    ev.Arrived, ev.Cancelled, ev.Started, ev.FirstToken, ev.Progressed, ev.Finished, ev.Failed, ev.ReplicaBooting, ev.ReplicaReady, ev.ReplicaGone,
-    ev.Scraped, ev.PoolsObserved, ev.ScaleAnswered, ev.Answered, ev.Woke, ev.Commanded)}
+    ev.Arrived, ev.Cancelled, ev.Started, ev.FirstToken, ev.Progressed, ev.Finished, ev.Failed, ev.ReplicaBooting, ev.ReplicaReady,
+    ev.ReplicaGone, ev.Scraped, ev.PoolsObserved, ev.ScaleAnswered, ev.Answered, ev.Woke, ev.Commanded)}
 EFFECTS: Mapping[str, type[Any]] = {c.__name__: c for c in (
     fx.Dispatch, fx.Reject, fx.Close, fx.Cancel, fx.ScaleTo, fx.Drain, fx.WakeAt, fx.Ask, fx.Note)}
 NEVER = frozenset({"content", "truth"})
@@ -54,14 +53,16 @@ def plain(value: Any) -> Any:
     return str(value)
 
 
-@cache
+_DEFAULTS: dict[type[Any], tuple[tuple[str, Any], ...]] = {}
+
+
 def _defaults(cls: type[Any]) -> tuple[tuple[str, Any], ...]:
-    """(field, default) of a fact; MISSING for required ones, which are always written."""
-    out = []
-    for f in fields(cls):
-        if f.name not in NEVER:
-            out.append((f.name, f.default if f.default_factory is MISSING else f.default_factory()))
-    return tuple(out)
+    """(field, default) of a fact, looked up once per type; MISSING for required ones, which are always written."""
+    found = _DEFAULTS.get(cls)
+    if found is None:
+        wanted = (f for f in fields(cls) if f.name not in NEVER)
+        found = _DEFAULTS[cls] = tuple((f.name, f.default if f.default_factory is MISSING else f.default_factory()) for f in wanted)
+    return found
 
 
 def fact_object(value: Any) -> dict[str, Any]:
@@ -80,7 +81,7 @@ def event_object(seq: int, now: float, event: Any) -> dict[str, Any]:
 
 
 def effect_object(seq: int, index: int, effect: Any, why: str | None = None) -> dict[str, Any]:
-    """The effect line's object: `c` number of its event, `i` its place, `f` kind, then the fields; `why` = the reason for which it was held back."""
+    """The effect line's object: `c` number of its event, `i` its place, `f` kind, then the fields; why: the reason if it was held back."""
     out = {"c": seq, "i": index, "f": type(effect).__name__, **fact_object(effect)}
     if type(effect) is fx.Dispatch:
         out["request"] = effect.request.id
@@ -131,8 +132,8 @@ def _denial(value: Mapping[str, Any]) -> Any:
 
 
 _FIELDS: Mapping[str, Callable[[Any], Any]] = {
-    "tried": frozenset, "blocks": tuple, "labels": _pairs, "counts": _pairs, "targets": _pairs, "items": tuple, "calls": tuple, "ids": tuple,
-    "fork_children": tuple, "denial": _denial,
+    "tried": frozenset, "blocks": tuple, "labels": _pairs, "counts": _pairs, "targets": _pairs, "items": tuple, "calls": tuple,
+    "ids": tuple, "fork_children": tuple, "denial": _denial,
     "turn": lambda v: _fact(TurnRef, v), "scrape": lambda v: _fact(ev.Scrape, v),
     "request": lambda v: v if isinstance(v, ev.Request) else _fact(ev.Request, v),
 }

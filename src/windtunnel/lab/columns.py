@@ -13,9 +13,10 @@ from windtunnel.events import PRIORITY_NAMES
 from windtunnel.lab import stats, tables
 
 # The order of a recorder's row; `turn` and `engine` are unpacked here.
-RAW = ("request_id", "tenant", "priority", "model", "turn", "phase", "intended_s", "arrived_s", "dispatched_s", "started_s", "first_token_s",
-       "ended_s", "input_tokens", "output_tokens", "cached_tokens", "replica", "prefill_replica", "outcome", "reason", "attempts", "deadline_s",
-       "wasted_tokens", "engine")
+RAW = ("request_id", "tenant", "priority", "model", "turn", "phase", "intended_s", "arrived_s", "dispatched_s", "started_s",
+       "first_token_s", "ended_s", "input_tokens", "output_tokens", "cached_tokens", "replica", "prefill_replica", "outcome", "reason",
+       "attempts", "deadline_s", "wasted_tokens", "engine")
+_TURN = (("session", "session"), ("parent_session", "parent"), ("root_session", "root"), ("depth", "depth"), ("turn", "index"))
 _ENGINE = ("preemptions", "recomputed_tokens", "kv_wait_s", "kv_transfer_s", "reasoning_tokens", "tokens_source", "ttfo_s")
 _KIND = {c.name: c.kind for c in tables.REQUESTS}
 _TYPES = {name: pa.string() if _KIND[name] == "word" else tables.TYPES[_KIND[name]] for name in _KIND}
@@ -23,16 +24,16 @@ _TYPES = {name: pa.string() if _KIND[name] == "word" else tables.TYPES[_KIND[nam
 
 def batch_of(rows: Sequence[tuple[Any, ...]], pool_of: Mapping[str, str]) -> pa.RecordBatch:
     """One typed chunk of the recorder's rows."""
-    raw = dict(zip(RAW, zip(*rows)))
+    raw: dict[str, Any] = dict(zip(RAW, zip(*rows)))
     turns, engines = raw.pop("turn"), raw.pop("engine")
     raw["priority"] = [PRIORITY_NAMES.get(p) or str(p) for p in raw["priority"]]
     raw["pool"] = [pool_of.get(r) for r in raw["replica"]]
     arrays = {name: pa.array(values, _TYPES[name]) for name, values in raw.items()}
     n = len(rows)
-    for name in ("session", "parent_session", "root_session", "depth", "turn"):
+    for name, _ in _TURN:
         arrays[name] = pa.nulls(n, _TYPES[name])
     if any(t is not None for t in turns):
-        for name, field in (("session", "session"), ("parent_session", "parent"), ("root_session", "root"), ("depth", "depth"), ("turn", "index")):
+        for name, field in _TURN:
             arrays[name] = pa.array([getattr(t, field) if t is not None else None for t in turns], _TYPES[name])
     told = [e or {} for e in engines] if any(engines) else None
     for name in _ENGINE:
@@ -57,7 +58,7 @@ def requests_table(batches: Sequence[pa.RecordBatch], superseded: set[int]) -> p
 
 
 def from_rows(rows: Mapping[str, Sequence[Any]]) -> pa.Table:
-    """A `requests` table from plain lists: what a reader of another tool's results has. Derived columns are computed where they are not given."""
+    """A `requests` table from plain lists, as another tool's results have them; derived columns are computed where they are not given."""
     n = len(next(iter(rows.values())))
     start: dict[str, Sequence[Any]] = {"phase": ["profiling"] * n, "attempts": [1] * n, "marked": [False] * n}
     start |= {"priority": ["interactive"] * n} | dict(rows)
@@ -91,8 +92,9 @@ def derived(given: Mapping[str, Any]) -> dict[str, pa.Array]:
     reasoned = np.nan_to_num(_numbers(given["reasoning_tokens"])) > 0
     told = _numbers(given["ttfo_s"])
     out = {
-        "ttft_s": ttft, "ttfo_s": np.where(np.isnan(told) & ~reasoned, ttft, told), "tpot_s": tpot, "e2e_s": e2e, "e2e_per_token_s": per_token,
-        "control_queue_s": sent - arrived, "engine_queue_s": started - sent, "queue_s": (sent - arrived) + (started - sent),
+        "ttft_s": ttft, "ttfo_s": np.where(np.isnan(told) & ~reasoned, ttft, told), "tpot_s": tpot, "e2e_s": e2e,
+        "e2e_per_token_s": per_token, "control_queue_s": sent - arrived, "engine_queue_s": started - sent,
+        "queue_s": (sent - arrived) + (started - sent),
         "effective_ttft_s": first - intended, "effective_e2e_s": done - intended, "lag_s": arrived - intended,
     }
     return {name: pa.array(values, pa.float64(), from_pandas=True) for name, values in out.items()}
@@ -105,7 +107,10 @@ def marked(table: pa.Table, warmup_s: float | str, cooldown_s: float, planned_s:
 
 
 def marks(table: pa.Table, warmup_s: float | str, cooldown_s: float, planned_s: float | None) -> np.ndarray:
-    """True for requests of the warm-up (seconds, or found by MSER-5 on TTFT) and of the last `cooldown_s` before `planned_s` (else the last arrival)."""
+    """True for requests of the warm-up (seconds, or found by MSER-5 on TTFT) and of the last `cooldown_s`.
+
+    planned_s: where the cool-down ends; None: at the last arrival.
+    """
     arrived = _numbers(table.column("arrived_s"))
     out = np.zeros(len(arrived), dtype=bool)
     if warmup_s == "mser5":

@@ -123,7 +123,8 @@ def compare(items: Any, metrics: Sequence[str] | None = None, primary: str = "go
             slo: Mapping[str, Any] | None = None, level: float = 0.95) -> Comparison:
     """Compare runs, replicated runs or scenarios (flown here, `replications` times each); the first is the baseline.
 
-    items: a sequence or a mapping name → item; an item is a Run, Runs, a list of runs or a Scenario. metrics: expressions, default the usual ten, those with data. slo: instead of each run's.
+    items: a sequence or a mapping name → item; an item is a Run, Runs, a list of runs or a Scenario.
+    metrics: expressions, default the usual ten, those with data. slo: instead of each run's.
     Raises ConfigValueError for fewer than two items, ConfigMetricError for an unknown metric.
     """
     flown = {name: _with_slo(runs, slo) for name, runs in _items(items, replications).items()}
@@ -168,7 +169,8 @@ def _with_slo(runs: Runs, slo: Mapping[str, Any] | None) -> Runs:
         return runs
     import dataclasses
 
-    return Runs([Run(dataclasses.replace(r.meta, slo=dict(slo)), r.tables, r.scenario, directory=r.directory or None) for r in runs], runs.name)
+    judged = [Run(dataclasses.replace(r.meta, slo=dict(slo)), r.tables, r.scenario, directory=r.directory) for r in runs]
+    return Runs(judged, runs.name)
 
 
 class _Pairing:
@@ -226,4 +228,6 @@ def _mean(values: list[float | None]) -> float | None:
 
 
 def _plain(value: Any) -> Any:
-    return "inf" if isinstance(value, float) and value == math.inf else None if isinstance(value, float) and not math.isfinite(value) else value
+    if isinstance(value, float) and not math.isfinite(value):
+        return "inf" if value == math.inf else None
+    return value

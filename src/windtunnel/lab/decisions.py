@@ -30,8 +30,8 @@ class DecisionRows:
         self._notes: list[tuple[Any, ...]] = []
         self._targets: dict[str, int] = {}
 
-    def add(self, seq: int, now: float, event: Event, effect: Any, request: Request | None, pool_of: Mapping[str, str], waiting: int, running: int,
-            applied: bool) -> None:
+    def add(self, seq: int, now: float, event: Event, effect: Any, request: Request | None, pool_of: Mapping[str, str], waiting: int,
+            running: int, applied: bool) -> None:
         """One effect, with the state in which it was decided. request: whose it is, if that is known."""
         kind = type(effect)
         if kind is fx.Note:
@@ -52,15 +52,18 @@ class DecisionRows:
 
     def _of(self, effect: Any) -> dict[str, Any]:
         """What an effect says in the table's words."""
+        more: dict[str, Any]
         match effect:
             case fx.Dispatch():
-                more = {k: v for k, v in (("lease_id", effect.lease_id), ("matched_blocks", effect.matched_blocks), ("prefill", effect.prefill)) if v is not None}
-                return {"stage": "route", "reason": effect.reason, "dispatch": effect.dispatch, "replica": effect.replica, "value": effect.score, "detail": _text(more)}
+                more = {"lease_id": effect.lease_id, "matched_blocks": effect.matched_blocks, "prefill": effect.prefill}
+                return {"stage": "route", "reason": effect.reason, "dispatch": effect.dispatch, "replica": effect.replica,
+                        "value": effect.score, "detail": _text({k: v for k, v in more.items() if v is not None})}
             case fx.Reject(denial=denial):
-                return {"stage": denial.stage, "kind": effect.state, "reason": str(denial.reason), "code": denial.code, "value": denial.retry_after_s,
-                        "policy": denial.policy_label or None, "detail": _text(denial.diagnostics)}
+                return {"stage": denial.stage, "kind": effect.state, "reason": str(denial.reason), "code": denial.code,
+                        "value": denial.retry_after_s, "policy": denial.policy_label or None, "detail": _text(denial.diagnostics)}
             case fx.Close():
-                return {"kind": effect.state, "reason": effect.reason, "value": effect.retry_after_s, "detail": _text({"outcome": effect.outcome})}
+                more = {"outcome": effect.outcome}
+                return {"kind": effect.state, "reason": effect.reason, "value": effect.retry_after_s, "detail": _text(more)}
             case fx.Cancel():
                 return {"reason": effect.reason, "dispatch": effect.dispatch, "replica": effect.replica}
             case fx.ScaleTo():
@@ -71,13 +74,15 @@ class DecisionRows:
             case fx.WakeAt():
                 return {"reason": effect.key, "value": effect.at}
             case fx.Ask():
-                return {"policy": "planner", "value": effect.deadline_at, "detail": _text({"gather_id": effect.gather_id, "calls": len(effect.calls)})}
+                more = {"gather_id": effect.gather_id, "calls": len(effect.calls)}
+                return {"policy": "planner", "value": effect.deadline_at, "detail": _text(more)}
             case fx.Note():
                 return {"kind": effect.kind, "reason": effect.reason or None, "detail": _text(effect.data)}
         return {}
 
     def _scale(self, effect: fx.ScaleTo) -> dict[str, Any]:
-        out: dict[str, Any] = {"policy": "planner", "reason": effect.reason or None, "detail": _text({"plan_id": effect.plan_id, "targets": dict(effect.targets)})}
+        more = {"plan_id": effect.plan_id, "targets": dict(effect.targets)}
+        out: dict[str, Any] = {"policy": "planner", "reason": effect.reason or None, "detail": _text(more)}
         if len(effect.targets) == 1:
             pool, target = effect.targets[0]
             out.update(pool=pool, value=target, value_before=self._targets.get(pool))

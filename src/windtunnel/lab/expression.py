@@ -30,7 +30,7 @@ class Expression:
 
     @classmethod
     def parse(cls, text: str, scalars: Sequence[str]) -> Expression:
-        """Read an expression; `scalars` are the names that need no statistic. Raises ConfigMetricError with what is wrong and what to write."""
+        """Read an expression; scalars: the names that need no statistic. Raises ConfigMetricError with what is wrong, what to write."""
         match = _EXPRESSION.fullmatch(text)
         if match is None:
             raise ConfigMetricError(f'metric "{text}" is not name[.stat][filters]', hint="for example ttft_s.p99[tenant=acme,t=120..300]")
@@ -42,7 +42,8 @@ class Expression:
         elif name.startswith("slo_attainment"):
             name, stat = f"{name}.{stat}" if stat else name, ""
         elif name not in scalars or stat:
-            raise ConfigMetricError(f'metric "{text}": unknown name "{name}{"." + stat if stat else ""}"', hint=_close(name, (*NUMERIC, *scalars)))
+            full = f"{name}.{stat}" if stat else name
+            raise ConfigMetricError(f'metric "{text}": unknown name "{full}"', hint=_close(name, (*NUMERIC, *scalars)))
         filters, t = _filters(text, match[3])
         return cls(name, stat, filters, t)
 

@@ -44,7 +44,8 @@ class LogWriter:
     `behind_s` how long the oldest unwritten line has been waiting: a live world stops when either is bad.
     """
 
-    def __init__(self, header: Mapping[str, Any], path: Path | str | None = None, *, threaded: bool = False, rotate_bytes: int = ROTATE_BYTES) -> None:
+    def __init__(self, header: Mapping[str, Any], path: Path | str | None = None, *, threaded: bool = False,
+                 rotate_bytes: int = ROTATE_BYTES) -> None:
         self.header, self.path, self.rotate_bytes = dict(header), Path(path) if path is not None else None, rotate_bytes
         self.events = self.effects = self.seq = 0
         self.failure: OSError | None = None
@@ -74,7 +75,8 @@ class LogWriter:
         """An event on which `handle` raised, and what it raised."""
         cause = error.__cause__ or error
         self.events, self.seq = self.events + 1, seq
-        self._append([codec.canonical(codec.event_object(seq, now, event)), codec.canonical({"c": seq, "x": type(cause).__name__, "m": str(cause)})])
+        raised = {"c": seq, "x": type(cause).__name__, "m": str(cause)}
+        self._append([codec.canonical(codec.event_object(seq, now, event)), codec.canonical(raised)])
 
     @property
     def behind_s(self) -> float:
@@ -95,7 +97,7 @@ class LogWriter:
         if self._file is not None:
             self._file.close()
 
-    def bytes(self) -> bytes:
+    def data(self) -> bytes:
         """Everything written so far (memory only)."""
         return b"".join(self._kept)
 

@@ -14,8 +14,8 @@ from windtunnel.errors import RunCorruptError, RunVersionError
 
 VERSION = 1
 HEADER_KEYS = frozenset({
-    "windtunnel_log", "run_id", "world", "mode", "started_at", "clock_zero", "seed", "replication", "level", "control", "control_class", "needs",
-    "scenario_digest", "code_digest", "first_seq", "continues"})
+    "windtunnel_log", "run_id", "world", "mode", "started_at", "clock_zero", "seed", "replication", "level", "control", "control_class",
+    "needs", "scenario_digest", "code_digest", "first_seq", "continues"})
 _END_KEYS, _ERROR_KEYS = frozenset({"end", "events", "effects", "sha256"}), frozenset({"c", "x", "m"})
 
 

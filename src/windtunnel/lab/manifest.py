@@ -68,8 +68,8 @@ def _versions() -> dict[str, str | None]:
 def manifest_of(run: Mapping[str, Any], files: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """The manifest's object: `run` holds the run's own fields, `files` name → {rows, bytes, sha256, content_sha256}."""
     return {
-        "schema": SCHEMA, **run, "created_at": datetime.now(UTC).isoformat(timespec="seconds"), "code": dict(_code()), "versions": dict(_versions()),
-        "platform": platform.platform(), "files": {name: dict(files[name]) for name in sorted(files)},
+        "schema": SCHEMA, **run, "created_at": datetime.now(UTC).isoformat(timespec="seconds"), "code": dict(_code()),
+        "versions": dict(_versions()), "platform": platform.platform(), "files": {name: dict(files[name]) for name in sorted(files)},
     }
 
 

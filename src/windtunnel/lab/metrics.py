@@ -26,7 +26,8 @@ PERCENTILES: Mapping[str, float] = {f"p{p}": p / 100.0 for p in (1, 5, 10, 25, 5
 STATS = ("avg", "min", "max", "std", *PERCENTILES, "count", "sum")
 ADJUSTED: Mapping[str, float] = {f"adj_{name}": q for name, q in PERCENTILES.items() if q >= 0.5}
 NUMERIC = tuple(c.name for c in tables.REQUESTS if c.kind in ("float", "int"))
-LATENCIES = ("ttft_s", "ttfo_s", "tpot_s", "e2e_s", "e2e_per_token_s", "control_queue_s", "engine_queue_s", "queue_s", "effective_ttft_s", "effective_e2e_s")
+LATENCIES = ("ttft_s", "ttfo_s", "tpot_s", "e2e_s", "e2e_per_token_s", "control_queue_s", "engine_queue_s", "queue_s", "effective_ttft_s",
+             "effective_e2e_s")
 
 
 class Requests:
@@ -135,7 +136,8 @@ def bounds_of(slo: Mapping[str, Any] | None) -> dict[str | None, dict[str, float
     """The SLO by priority class (None: every class): column → bound, seconds. `attainment` is a target share, no bound."""
     given = {k: v for k, v in (slo or {}).items() if k != "attainment" and v is not None}
     if any(isinstance(v, Mapping) for v in given.values()):
-        return {name: {k: float(b) for k, b in v.items() if k != "attainment" and b is not None} for name, v in given.items() if isinstance(v, Mapping)}
+        classes = {name: bounds for name, bounds in given.items() if isinstance(bounds, Mapping)}
+        return {name: {k: float(b) for k, b in v.items() if k != "attainment" and b is not None} for name, v in classes.items()}
     return {None: {k: float(v) for k, v in given.items()}} if given else {}
 
 
@@ -150,7 +152,8 @@ class Good:
 def goods(rows: Requests, slo: Mapping[str, Any] | None) -> Good:
     """Good rows. An unknown value fails its bound, except `tpot_s` of a reply of 0 or 1 tokens, which is not asked."""
     success = rows.success
-    good, met = success.copy(), {}
+    good = success.copy()
+    met: dict[str, Mask] = {}
     for priority, bounds in bounds_of(slo).items():
         of_class = np.ones(len(success), dtype=bool) if priority is None else rows.is_word("priority", priority)
         for column, bound in bounds.items():

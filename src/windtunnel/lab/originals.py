@@ -17,7 +17,8 @@ from windtunnel.lab import columns
 
 CHUNK = 8192
 CUT, STOPPED = "cut", "stopped"
-Earlier = tuple[int, float, float | None, int, int]  # of an original without success: its row, arrived_s, intended_s, attempts, wasted tokens
+# Of an original without success so far: its row, arrived_s, intended_s, attempts, wasted tokens.
+Earlier = tuple[int, float, float | None, int, int]
 
 
 class Row:
@@ -120,8 +121,9 @@ class Originals:
         self._rows.append((
             request.origin or request.id, request.tenant, request.priority, request.model, request.turn, request.phase, row.intended_s,
             row.arrived_s, row.sent_s, event.started_s, event.first_token_s, now,
-            request.input_tokens if event.input_tokens is None else event.input_tokens, event.output_tokens, event.cached_tokens, row.replica,
-            row.prefill, "success", event.finish_reason, row.attempts + row.dispatch, request.deadline_s, row.wasted, event.engine,
+            request.input_tokens if event.input_tokens is None else event.input_tokens, event.output_tokens, event.cached_tokens,
+            row.replica, row.prefill, "success", event.finish_reason, row.attempts + row.dispatch, request.deadline_s, row.wasted,
+            event.engine,
         ))
         if len(self._rows) >= CHUNK:
             self._flush()

@@ -1,8 +1,8 @@
 """The recorder: what happened and what was decided, appended to columns as it happens, by record level.
 
 `requests`: one row per original request, at its last end; `decisions`: also one row per effect except WakeAt and Note; `full`: also those,
-the notes, the engines' steps and the log. A step costs about a microsecond at level `requests`: dictionary look-ups and one tuple per request,
-turned into typed columns every few thousand rows.
+the notes, the engines' steps and the log. A step costs about a microsecond at level `requests`: dictionary look-ups and one tuple per
+request, turned into typed columns every few thousand rows.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ class Recorder:
 
     # -- what a world tells -----------------------------------------------------------------------------------------------------------
 
-    def step(self, seq: int, now: float, event: ev.Event, effects: Sequence[fx.Effect], verdicts: Sequence[str | None] | None = None) -> None:
+    def step(self, seq: int, now: float, event: ev.Event, effects: Sequence[fx.Effect],
+             verdicts: Sequence[str | None] | None = None) -> None:
         """One handled event; verdicts: None = all applied, else per effect None or the reason for which it was held back."""
         on = self._on.get(type(event))
         if on is not None:
@@ -100,7 +101,7 @@ class Recorder:
             self._steps.append(tables.arrow_table("steps", {"replica": [replica] * n, **rows}))
 
     def close(self, now: float, *, complete: bool = True) -> Tables:
-        """The tables. What is still open is recorded as cut: no outcome, no end, reason `cut`. complete: False for a run that was stopped."""
+        """The tables. What is still open has no outcome and no end; reason `cut`, or `stopped` if the run is not complete."""
         self._originals.close(CUT if complete else STOPPED)
         if self.log is not None:
             self.log.close()
@@ -115,10 +116,11 @@ class Recorder:
                 made["notes"] = self._details.notes
                 made["steps"] = lambda: pa.concat_tables([tables.arrow_table("steps", {}), *self._steps]).unify_dictionaries()
         log = self.log
-        kept = None if log is None else (log.bytes() if log.path is None else log.path)
+        kept = None if log is None else (log.data() if log.path is None else log.path)
         return Tables(self.level, made, end_s=now, log=kept)
 
-    def _slow_step(self, seq: int, now: float, event: ev.Event, effects: Sequence[fx.Effect], verdicts: Sequence[str | None] | None) -> None:
+    def _slow_step(self, seq: int, now: float, event: ev.Event, effects: Sequence[fx.Effect],
+                   verdicts: Sequence[str | None] | None) -> None:
         details, originals = self._details, self._originals
         for i, effect in enumerate(effects):
             if details is not None:

@@ -38,7 +38,8 @@ class ReplayResult:
     control: Control
 
     def to_dict(self) -> dict[str, Any]:
-        return {"run_id": self.header["run_id"], "events": self.events, "effects": self.effects, "complete": self.complete, "same_code": self.same_code}
+        return {"run_id": self.header["run_id"], "events": self.events, "effects": self.effects, "complete": self.complete,
+                "same_code": self.same_code}
 
     def __repr__(self) -> str:
         code = "same code" if self.same_code else f"code {self.header['code_digest'][:8]} then, {code_digest()[:8]} now"
@@ -54,7 +55,8 @@ def replay(what: Path | str | bytes | Run, control: Control | Callable[[Mapping[
     """
     reader = LogReader(_source(what))
     if reader.first_seq != 1:
-        raise RunReplayError(f"log starts at seq {reader.first_seq}; replay needs seq 1", seq=reader.first_seq, index=0, field="seq", recorded="", replayed="")
+        text = f"log starts at seq {reader.first_seq}; replay needs seq 1"
+        raise RunReplayError(text, seq=reader.first_seq, index=0, field="seq", recorded="", replayed="")
     fresh = _control(control, reader.header)
     effects = 0
     for step in reader.steps():
@@ -93,7 +95,8 @@ def _compare(step: Step, control: Control, header: Mapping[str, Any]) -> int:
     except Exception as error:
         if step.raised is not None and step.raised[0] == type(error).__name__:
             return 0
-        raise _difference(step, header, len(step.effects), "exception", step.raised and ": ".join(step.raised), f"{type(error).__name__}: {error}") from error
+        recorded = ": ".join(step.raised) if step.raised else None
+        raise _difference(step, header, 0, "exception", recorded, f"{type(error).__name__}: {error}") from error
     if step.raised is not None:
         raise _difference(step, header, 0, "exception", ": ".join(step.raised), "no exception")
     for i, effect in enumerate(made):
@@ -120,12 +123,14 @@ def _differ(step: Step, header: Mapping[str, Any], index: int, replayed: dict[st
         raise _difference(step, header, index, ", ".join(names), _told(recorded, names), _told(now, names))
 
 
-def _difference(step: Step, header: Mapping[str, Any], index: int, field: str, recorded: str | None, replayed: str | None) -> RunReplayError:
+def _difference(step: Step, header: Mapping[str, Any], index: int, field: str, recorded: str | None,
+                replayed: str | None) -> RunReplayError:
+    recorded, replayed = recorded or "nothing", replayed or "nothing"
     head = f"replay differs at seq {step.seq} (t {step.now!r} s, {_told_event(step.event)})"
     differs = "" if field in ("effect", "exception") else f"      differs in: {field}"
-    lines = [head, f"  effect {index} recorded: {recorded or 'nothing'}", f"  effect {index} replayed: {replayed or 'nothing'}{differs}"]
+    lines = [head, f"  effect {index} recorded: {recorded}", f"  effect {index} replayed: {replayed}{differs}"]
     lines.append(f"code digest recorded {header['code_digest'][:8]}, now {code_digest()[:8]}; {step.seq - 1} events before it agree")
-    return RunReplayError("\n".join(lines), seq=step.seq, index=index, field=field, recorded=recorded or "nothing", replayed=replayed or "nothing")
+    return RunReplayError("\n".join(lines), seq=step.seq, index=index, field=field, recorded=recorded, replayed=replayed)
 
 
 def _told_event(event: Mapping[str, Any]) -> str:

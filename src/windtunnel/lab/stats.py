@@ -18,7 +18,7 @@ BLOCKS, RESAMPLES = 20, 1000
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """An estimate with its bounds. n: what it rests on (batches, pairs); reliable: False if the batches are correlated (`ci_unreliable`)."""
+    """An estimate with its bounds. n: what it rests on (batches, pairs); reliable: False if the batches are correlated."""
 
     value: float
     lo: float
@@ -110,7 +110,7 @@ def welch(baseline: ArrayLike, candidate: ArrayLike, level: float = 0.95) -> Int
 def batch_means(values: ArrayLike, *, batches: int = 20, level: float = 0.95, quantile: float | None = None) -> Interval:
     """Interval of a steady-state mean (or of a quantile, by batch) from correlated observations in completion order.
 
-    If the lag-1 correlation of the batch values is above 0.2, half as many batches are tried; if it is then still above, `reliable` is False.
+    If the lag-1 correlation of the batch values is above 0.2, half as many batches are tried; if still above, `reliable` is False.
     """
     x = np.asarray(values, dtype=float)
     for count in (batches, batches // 2):
@@ -135,7 +135,7 @@ def lag1(values: ArrayLike) -> float:
 
 
 def mser5(values: ArrayLike) -> int:
-    """How many of the first observations to delete (a multiple of 5, at most half): the truncation with the least standard error of batch means."""
+    """How many of the first observations to delete: a multiple of 5, at most half, for the least standard error of the rest."""
     x = np.asarray(values, dtype=float)
     k = len(x) // 5
     if k < 4:
@@ -160,7 +160,7 @@ def blocks_of(n: int, blocks: int = BLOCKS) -> NDArray[np.int64]:
 
 
 def resampled_quantile(values: Floats, block: NDArray[np.int64], weights: Floats, q: float) -> Floats:
-    """The q-quantile (linear, as NumPy's) of each block resample; values without NaN. More than 20,000 values are first thinned to as many cells."""
+    """The q-quantile (linear, as NumPy's) of each block resample; values without NaN, thinned to 20,000 cells if there are more."""
     order = np.argsort(values, kind="stable")
     v, b = values[order], block[order]
     count = np.zeros((len(v), weights.shape[1]))

@@ -59,7 +59,7 @@ class Summary:
         out = []
         for code in sorted(set(codes[rows.keep].tolist()), key=lambda c: words[c] if c >= 0 else ""):
             part = rows.only(codes == code)
-            found: dict[str, Any] = {self._by: words[code] if code >= 0 else None}
+            found: dict[str, Any] = {self._by or "": words[code] if code >= 0 else None}
             found |= scalars.part_of(run, part, self.slo, self.window)
             for name in _LINES:
                 stat = metrics.statistics(part.values(name), ("p50", "p99"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -131,23 +132,29 @@ REPLICAS = _columns(
     "kwh float kwh ? Energy, where modelled.",
 )
 STEPS = _columns(
-    "replica word - ! Replica.", "t_s float s ! Start of the run of equal steps.", "end_s float s ! Its end.", "step0 int - ! Number of its first step.",
+    "replica word - ! Replica.", "t_s float s ! Start of the run of equal steps.", "end_s float s ! Its end.",
+    "step0 int - ! Number of its first step.",
     "steps int - ! Steps.", "a_s float s ! Time of the first step.", "b_s float s ! Growth of the time from step to step.",
     "decode_seqs int - ! Decoding requests.", "kv_tokens0 int tokens ? Resident KV tokens at its start.",
     "kv_used_fraction0 float - ? Used share of the KV cache at its start.", "prefill_tokens int tokens ? Prompt tokens per step.",
     "prefill_request id - ? Whose prompt.", "running int - ? Requests in the batch.", "waiting int - ? Requests that wait in the engine.",
 )
 SERIES = _columns(
-    "t_s float s ! When.", "name word - ! What was sampled.", "key word - ! Of which tenant, pool, replica or resource.", "value float - ! How much.",
+    "t_s float s ! When.", "name word - ! What was sampled.", "key word - ! Of which tenant, pool, replica or resource.",
+    "value float - ! How much.",
 )
 NOTES = _columns(
-    "seq int - ! Number of the event during which it was made.", "t_s float s ! When.", "stream word - ! scheduler, request, routing, session, planner or fleet.",
-    "kind word - ! What happened.", "correlation id - ? JSON list of the ids it speaks of.", "reason word - ? Why.", "detail id - ? JSON object.",
+    "seq int - ! Number of the event during which it was made.", "t_s float s ! When.",
+    "stream word - ! scheduler, request, routing, session, planner or fleet.",
+    "kind word - ! What happened.", "correlation id - ? JSON list of the ids it speaks of.", "reason word - ? Why.",
+    "detail id - ? JSON object.",
 )
 SCHEMAS: Mapping[str, tuple[Column, ...]] = {
     "requests": REQUESTS, "decisions": DECISIONS, "replicas": REPLICAS, "steps": STEPS, "series": SERIES, "notes": NOTES,
 }
-LEVEL_OF: Mapping[str, str] = {"requests": "requests", "decisions": "decisions", "replicas": "requests", "steps": "full", "series": "requests", "notes": "full"}
+LEVEL_OF: Mapping[str, str] = {
+    "requests": "requests", "decisions": "decisions", "replicas": "requests", "steps": "full", "series": "requests", "notes": "full",
+}
 
 
 def schema_of(name: str) -> pa.Schema:
@@ -185,7 +192,7 @@ def rows_table(name: str, rows: list[dict[str, Any]]) -> pa.Table:
 def frame_of(table: pa.Table) -> pd.DataFrame:
     """The pandas face: counts Int64, words as categories in sorted order, ids str."""
     mapper: dict[pa.DataType, Any] = {pa.int64(): pd.Int64Dtype()}
-    frame = table.unify_dictionaries().to_pandas(types_mapper=mapper.get)
+    frame: pd.DataFrame = table.unify_dictionaries().to_pandas(types_mapper=mapper.get)
     for column in table.schema:
         if pa.types.is_dictionary(column.type):
             words = frame[column.name].cat
@@ -201,7 +208,8 @@ class Tables:
     level: record level; end_s: run seconds at the end; log: the run's log as bytes or a file, or None.
     """
 
-    def __init__(self, level: str, sources: Mapping[str, Callable[[], pa.Table]], *, end_s: float = 0.0, log: bytes | Path | None = None) -> None:
+    def __init__(self, level: str, sources: Mapping[str, Callable[[], pa.Table]], *, end_s: float = 0.0,
+                 log: bytes | Path | None = None) -> None:
         self.level, self.end_s, self.log = level, end_s, log
         self._sources = dict(sources)
         self._arrow: dict[str, pa.Table] = {}
@@ -209,13 +217,15 @@ class Tables:
 
     @classmethod
     def from_arrow(cls, level: str, tables: Mapping[str, pa.Table], *, end_s: float = 0.0, log: bytes | Path | None = None) -> Tables:
-        return cls(level, {name: (lambda t=t: t) for name, t in tables.items()}, end_s=end_s, log=log)
+        made = cls(level, {name: partial(tables.__getitem__, name) for name in tables}, end_s=end_s, log=log)
+        made._arrow = dict(tables)
+        return made
 
     @classmethod
     def from_directory(cls, level: str, directory: Path, names: list[str], *, end_s: float = 0.0) -> Tables:
         """Reads `<name>.parquet` when a table is first asked for."""
         log = directory / "log.jsonl"
-        sources = {name: (lambda p=directory / f"{name}.parquet": pq.read_table(p)) for name in names}
+        sources = {name: partial(pq.read_table, directory / f"{name}.parquet") for name in names}
         return cls(level, sources, end_s=end_s, log=log if log.exists() else None)
 
     @property
@@ -236,6 +246,8 @@ class Tables:
         """Replace a table by what `by` makes of it, when it is first asked for."""
         source = self._sources[name]
         self._sources[name] = lambda: by(source())
+        self._arrow.pop(name, None)
+        self._frames.pop(name, None)
 
     def frame(self, name: str) -> pd.DataFrame:
         """The pandas face; raises as `arrow`."""

@@ -70,7 +70,7 @@ def winner(lines: Mapping[str, Sequence[Line]], baseline: str, primary: str, lev
         return f"No difference shown in {primary}{why}; try replications=5."
     if line.method == "one_seed":
         return f"No difference shown in {primary} with one seed; try replications=5."
-    return f"No difference shown in {primary} with {line.n} {'replications' if line.n != 1 else 'replication'}; try replications={max(20, 4 * line.n)}."
+    return f"No difference shown in {primary} with {line.n} replications; try replications={max(20, 4 * line.n)}."
 
 
 def _order(value: float | None, sign: int) -> float:
@@ -80,16 +80,18 @@ def _order(value: float | None, sign: int) -> float:
 def _change(line: Line, level: float) -> str:
     if line.delta is None:
         return f"{line.metric} {number(line.candidate)} instead of {number(line.baseline)}"
-    how = {"paired": f"{line.n} paired replications", "one_seed": "one seed, block bootstrap", "welch": f"{line.n} runs each"}.get(line.method, "")
+    words = {"paired": f"{line.n} paired replications", "one_seed": "one seed, block bootstrap", "welch": f"{line.n} runs each"}
+    how = words.get(line.method, "")
     bounds = f" ({100 * level:g} % CI {_signed(line.lo, plus='')} to {_signed(line.hi, plus='')}, {how})" if line.lo is not None else ""
     return f"{line.metric} {_signed(line.delta)}{bounds}"
 
 
 def _price(lines: Sequence[Line], primary: str) -> str:
-    """The second half: everything that got worse."""
+    """The second half: everything that got worse; a higher cost also where it is one number without an interval."""
     worse = []
     for line in lines:
-        if line.verdict != WORSE or line.metric == primary:
+        dearer = line.metric in ("gpu_hours", "usd") and line.lo is None and (line.delta or 0.0) > 0.0
+        if line.metric == primary or not (line.verdict == WORSE or dearer):
             continue
         by = "more" if line.delta_pct is None else f"{abs(line.delta_pct):.0f} %"
         word = {"gpu_hours": "GPU-hours", "usd": "USD"}.get(line.metric)
@@ -111,21 +113,22 @@ def _compact(value: float) -> str:
     return f"{value:.2f}" if 0.1 <= abs(value) < 10 else number(value)
 
 
-def _cut(name: str, width: int = 11) -> str:
+def _cut(name: str, width: int = 9) -> str:
     return name if len(name) <= width else name[: width - 1] + "…"
 
 
 def text_head(baseline: str, candidate: str, level: float) -> str:
     """The heading of a text table."""
     interval = f"{100 * level:g} % interval"
-    return f"{'metric':<18} {_cut(baseline):>11} {_cut(candidate):>11} {'delta':>9} {'%':>7} {interval:>19}  {'n':>3} {'method':<8}".rstrip()
+    names = f"{'metric':<17} {_cut(baseline):>9} {_cut(candidate):>9}"
+    return f"{names} {'delta':>8} {'%':>7} {interval:>18} {'n':>3} {'method':<8} verdict"
 
 
 def text_line(line: Line) -> str:
     """One row of a text table, at most 100 columns."""
     interval = "–" if line.lo is None else f"{_compact(line.lo)} … {_compact(line.hi)}"  # type: ignore[arg-type]
     pct = "–" if line.delta_pct is None else f"{line.delta_pct:+.1f}"
-    word = {SAME: "no diff. shown"}.get(line.verdict, line.verdict)
+    word = "no interval" if line.lo is None and line.delta else "no difference" if line.verdict == SAME else line.verdict
     delta = "–" if line.delta is None else _signed(line.delta)
-    return (f"{_cut(line.metric, 18):<18} {number(line.baseline):>11} {number(line.candidate):>11} {delta:>9} {pct:>7} {interval:>19}  {line.n:>3} "
-            f"{line.method:<8} {word}")[:100].rstrip()
+    values = f"{_cut(line.metric, 17):<17} {number(line.baseline):>9} {number(line.candidate):>9}"
+    return f"{values} {delta:>8} {pct:>7} {interval:>18} {line.n:>3} {line.method:<8} {word}"[:100].rstrip()

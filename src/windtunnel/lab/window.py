@@ -49,10 +49,10 @@ def _phase_start(meta: Any, rows: Requests) -> float:
 
 def _planned(meta: Any, rows: Requests, arrived: Floats) -> float:
     if meta.planned_s is not None:
-        return float(meta.planned_s) - meta.cooldown_s
+        return float(meta.planned_s) - float(meta.cooldown_s)
     if meta.loop != "open" or not rows.keep.any():
         return 0.0
-    intended = np.where(np.isnan(rows.number("intended_s")), arrived, rows.number("intended_s"))
+    intended: Floats = np.where(np.isnan(rows.number("intended_s")), arrived, rows.number("intended_s"))
     return float(intended[rows.keep].max())
 
 
@@ -62,7 +62,8 @@ def _pad(rows: Requests, arrived: Floats, ended: Floats, concurrency: float) -> 
         return 0.0
     usual = float(np.median((ended - arrived)[won]))
     occupied = (ended - arrived)[rows.keep & ~rows.success]
-    return float(np.maximum(0.0, usual - occupied[~np.isnan(occupied)]).sum()) / concurrency
+    unused = np.maximum(0.0, usual - occupied[~np.isnan(occupied)])
+    return float(unused.sum()) / concurrency
 
 
 def occupancy(rows: Requests, base: Window) -> dict[str, float | None]:

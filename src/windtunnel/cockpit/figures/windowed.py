@@ -73,7 +73,7 @@ def bounds_of(run: Run, slo: Mapping[str, Any] | None) -> dict[str, float]:
 def good_mask(run: Run, slo: Mapping[str, Any] | None) -> np.ndarray:
     """Requests that succeeded within every bound; a bound whose value is unknown is missed, except TPOT of a one-token reply."""
     rows = run.requests
-    good = (rows["outcome"].astype(str) == "success").to_numpy()
+    good = (rows["outcome"].astype(str) == "success").to_numpy(copy=True)
     for column, bound in bounds_of(run, slo).items():
         if column not in rows:
             continue
@@ -81,7 +81,7 @@ def good_mask(run: Run, slo: Mapping[str, Any] | None) -> np.ndarray:
         ok = values <= bound
         if column == "tpot_s":
             ok |= np.isnan(values) & (rows["output_tokens"].fillna(0).to_numpy(dtype=float) < 2)
-        good &= ok
+        good &= np.asarray(ok, dtype=bool)
     return np.asarray(good)
 
 
