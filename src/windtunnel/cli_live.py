@@ -45,7 +45,12 @@ def drive(scenario: str, /, *, fleet: Path, mode: Mode = "dry_run", arm: str | N
     control = chosen.build_control(pools=pools, seed=seed, wants=world.wants)
     source = chosen.build_source(seed=seed, model=pools[0].model, live=True)
     terminated: list[int] = []
-    old = signal.signal(signal.SIGTERM, lambda number, _: (terminated.append(number), world.stop()))
+
+    def terminate(number: int, _: Any) -> None:
+        terminated.append(number)
+        world.stop()
+
+    old = signal.signal(signal.SIGTERM, terminate)
     try:
         made = world.run(control, source, name=name or chosen.name, scenario=chosen, **chosen.meta(pools))
     finally:

@@ -52,7 +52,7 @@ def test_fleet_has_as_many_kv_blocks_as_fit_unless_told() -> None:
 
 def test_SM_40_what_cannot_run_is_refused_with_the_sum() -> None:
     big = scenario(fleet__pools__chat__model="Llama-3.3-70B")
-    with pytest.raises(ConfigInfeasibleError, match=r"fleet\.pools\.chat: weights 141\.\d GB \+ overhead 1\.2 GB > .* GB usable .*; use tp: 2"):
+    with pytest.raises(ConfigInfeasibleError, match=r"pools\.chat: weights 141\.\d GB \+ overhead 1\.2 GB > .* GB usable .*; use tp: 2"):
         big.build_fleet()
     with pytest.raises(ConfigInfeasibleError, match=r"fleet\.pools\.chat: the profile vidur is of Llama-3-8B"):
         scenario(fleet__pools__chat__profile={"kind": "vidur"}).build_fleet()

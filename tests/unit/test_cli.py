@@ -64,8 +64,8 @@ def test_CC_1_run_is_scenario_run(capsys: pytest.CaptureFixture[str], small: Pat
 def test_run_has_the_numbers_that_others_read(capsys: pytest.CaptureFixture[str], small: Path) -> None:
     _, doc, _ = called(capsys, "run", small)
     summary = doc["result"]["summary"]
-    for name in ("requests", "completed", "rejected", "failed", "cancelled", "timed_out", "makespan_s", "output_tokens_per_s", "goodput_rps",
-                 "gpu_hours", "cost_usd"):
+    for name in ("requests", "completed", "rejected", "failed", "cancelled", "timed_out", "makespan_s", "output_tokens_per_s",
+                 "goodput_rps", "gpu_hours", "cost_usd"):
         assert name in summary, name
     for name in ("ttft_s", "tpot_s", "e2e_s"):
         assert {"mean", "p50", "p95", "p99"} <= set(summary[name])
@@ -112,7 +112,8 @@ def test_CC_1_replay_agrees_and_says_where_not(capsys: pytest.CaptureFixture[str
     code, doc, _ = called(capsys, "replay", tmp_path / "d")
     assert (code, doc["result"]["complete"]) == (0, True)
     assert doc["result"]["events"] > 250
-    code, doc, _ = called(capsys, "replay", tmp_path / "d", "--control", small, "--set", "control.admission={limit: {kind: fixed, limit: 1}}")
+    other = ["--control", small, "--set", "control.admission={limit: {kind: fixed, limit: 1}}"]
+    code, doc, _ = called(capsys, "replay", tmp_path / "d", *other)
     assert (code, doc["error"]["type"]) == (1, "RunReplayError")
 
 
@@ -139,6 +140,33 @@ def test_trace_card_and_doctor(capsys: pytest.CaptureFixture[str], tmp_path: Pat
     code, doc, _ = called(capsys, "doctor")
     assert (code, doc["result"]["code_digest"], doc["result"]["packages"]["simpy"] != "missing") == (0, manifest.code_digest(), True)
     assert digest.code_digest() == manifest.code_digest()
+
+
+def test_CC_1_drive_in_dry_run(capsys: pytest.CaptureFixture[str], small: Path, tmp_path: Path) -> None:
+    fleet = tmp_path / "fleet.yaml"
+    fleet.write_text("name: lab\npools: {chat: {engine: mock, model: m, slots: 64, replicas: 2}}\n", "utf-8")
+    quick = ["--set", "duration_s=1", "--set", "source.output_tokens=5", "--set", "source.input_tokens=10"]
+    code, doc, err = called(capsys, "drive", small, "--fleet", fleet, *quick, "--out", tmp_path / "d")
+    assert (code, err) == (0, "")
+    made = Run.load(tmp_path / "d")
+    assert (made.world, made.mode, made.complete) == ("live", "dry_run", True)
+    assert doc["result"]["summary"]["completed"] == len(made.requests) >= 1
+    assert set(made.requests["replica"]) <= {"chat-0", "chat-1"}
+    assert called(capsys, "replay", tmp_path / "d")[0] == 0
+
+
+@pytest.mark.engine
+def test_engine_up_list_down(capsys: pytest.CaptureFixture[str], small: Path) -> None:
+    pytest.importorskip("xllamacpp")
+    port = 18733
+    code, doc, _ = called(capsys, "engine", "up", "--port", port)
+    try:
+        assert (code, doc["result"]["url"]) == (0, f"http://127.0.0.1:{port}")
+        _, doc, _ = called(capsys, "engine", "list")
+        assert [s["port"] for s in doc["result"]["servers"]] == [port]
+    finally:
+        code, doc, _ = called(capsys, "engine", "down")
+    assert (code, doc["result"]["stopped"]) == (0, [port])
 
 
 @pytest.mark.parametrize(("words", "code", "kind"), [
@@ -207,7 +235,8 @@ def test_the_commands_are_these() -> None:
 
 
 @pytest.mark.parametrize("command", commands(), ids=" ".join)
-def test_CC_5_help_fits_80_columns_with_one_example(command: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_CC_5_help_fits_80_columns_with_one_example(command: list[str], capsys: pytest.CaptureFixture[str],
+                                                    monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     assert cli.run_cli([*command, "--help"]) == 0
     out = capsys.readouterr().out
@@ -235,7 +264,8 @@ def test_CC_5_version_is_fast_and_names_the_code() -> None:
     after = os.times()
     assert re.fullmatch(r"windtunnel \S+, code [0-9a-f]{8}\n", done.stdout)
     assert after.children_user + after.children_system - before.children_user - before.children_system < 1.0
-    code = "import sys; from windtunnel.cli import run_cli; run_cli(['--version']); print(sorted({'pandas', 'pyarrow', 'numpy', 'pydantic'} & set(sys.modules)))"
+    heavy = "print(sorted({'pandas', 'pyarrow', 'numpy', 'pydantic'} & set(sys.modules)))"
+    code = f"import sys; from windtunnel.cli import run_cli; run_cli(['--version']); {heavy}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30)
     assert done.stdout.endswith("[]\n"), "--version needs none of the heavy packages"
 

@@ -11,6 +11,7 @@ from typing import Any
 from windtunnel.errors import ConfigError, ConfigInfeasibleError, ConfigValueError
 from windtunnel.lab import registry
 from windtunnel.lab.control_spec import ControlSpec
+from windtunnel.lab.recorder import wants_of
 from windtunnel.policy.admission.request import RequestAdmission
 from windtunnel.policy.control import Control
 from windtunnel.policy.lane import Lane
@@ -64,7 +65,7 @@ def control_from_header(header: Mapping[str, Any], spec: ControlSpec | None = No
     pools, slo = [PoolFacts(**p) for p in data.pop("pools")], data.pop("slo", {})
     if spec is None:
         spec = ControlSpec.model_validate_json(json.dumps(data), strict=True)
-    return build_control(spec, pools, slo=slo, seed=int(header["seed"]), replication=int(header["replication"]))
+    return build_control(spec, pools, slo=slo, seed=int(header["seed"]), replication=int(header["replication"]), wants=wants_of(header["level"]))
 
 
 def _lane(spec: ControlSpec, pools: Sequence[PoolFacts], context: Callable[[str], BuildContext], wants: frozenset[str]) -> Lane:

@@ -30,7 +30,7 @@ def build_pool(name: str, spec: PoolSpec, base: Path) -> Pool:
         name=name, model=spec.model, gpu=spec.gpu, engine=engine, step_model=step_model, replicas=spec.replicas, min=spec.min, max=spec.max,
         tp=spec.tp, role=spec.role, startup=_startup(spec.startup, arch, dtype, spec.tp, base), gpus_per_replica=spec.tp,
         price_usd_per_hour=price, weight=spec.weight, scrape_interval_s=spec.scrape.interval_s, drain_timeout_s=spec.drain_timeout_s,
-        provenance=_provenance(spec, step_model))
+        provenance=f"{_provenance(spec, step_model)} | kv_capacity {_capacity(spec)}")
 
 
 def _engine(spec: PoolSpec, arch: Architecture, card: Gpu, dtype: str, kv_dtype: str) -> EngineConfig:
@@ -76,6 +76,11 @@ def mean_boot_s(startup: Startup) -> float:
     """Expected seconds from asking for a replica to its being ready."""
     stages = (startup.node_s, startup.image_s, startup.weights_s, startup.compile_s)
     return sum(s if isinstance(s, (int, float)) else s.expected() for s in stages)
+
+
+def _capacity(spec: PoolSpec) -> str:
+    given: Any = spec.engine
+    return "computed" if given.num_blocks is None else "given"
 
 
 def _provenance(spec: PoolSpec, step_model: StepModel) -> str:

@@ -32,6 +32,7 @@ class Recorder(Protocol):
     """What a driver tells the record."""
 
     def step(self, seq: int, now: float, event: Event, effects: Sequence[Effect], verdicts: Any = None) -> None: ...
+    def error(self, seq: int, now: float, event: Event, error: BaseException) -> None: ...
     def sample(self, now: float, name: str, key: str, value: float) -> None: ...
     def replica_row(self, row: Mapping[str, Any], /) -> None: ...
 
@@ -67,6 +68,7 @@ class SimDriver:
         self._network_s = fleet.network_s
         self._inbox: deque[Event] = deque()
         self._draining = self._over = self._cancelled = False
+        self._cut = False  # the planned time ended before the source did
         self._wakes: dict[tuple[str, str], int] = {}
         self._stream: Iterator[Request] | None = None
         self._next: Request | None = None
@@ -140,6 +142,7 @@ class SimDriver:
         try:
             effects = self.control.handle(event, now)
         except Exception as error:
+            self.recorder.error(self.seq, now, event, error)
             raise PolicyError(f"the control raised {type(error).__name__} at seq {self.seq}, {now:.6f} s, on {event!r}: {error}") from error
         self.recorder.step(self.seq, now, event, effects)
         apply = self._apply
@@ -279,6 +282,7 @@ class SimDriver:
         """Hold exactly one request of the stream ahead."""
         request = next(self._stream, None) if self._stream is not None else None
         if request is None or (self._until is not None and request.arrived_s >= self._until):
+            self._cut = request is not None
             self._stream = self._next = None
             return
         self._next = request
@@ -291,17 +295,17 @@ class SimDriver:
 
     def _quiet(self) -> bool:
         """Nothing more can happen that matters: no arrivals, nothing open."""
-        return self._stream is None and not self.control.open_count and self.source.done() and self.agenda._now >= 0.0 and self.seq > 0
+        return self._stream is None and not self.control.open_count and (self._cut or self.source.done()) and self.seq > 0
 
     def _leave(self, _: Any) -> None:
         """The planned time and its grace are over: clients still waiting or served leave."""
-        self._stream = self._next = None
+        self._cut, self._stream, self._next = True, None, None
         for request_id in self.control.open_ids():
             self._deliver(Cancelled(request_id, None, "run_end"))
 
     def _stranded(self) -> None:
         """Nothing has moved for long and nothing will: no work in any engine, no boot, no arrival to come."""
-        if self._stream is None and self.source.done():
+        if self._stream is None and (self._cut or self.source.done()):
             self._over = True
             self._end()
 

@@ -182,7 +182,7 @@ class SimFleet:
         replica = self._new(pool)
         rng = generator(self._seed, f"pool/{pool.name}/replica/{replica.ordinal}/boot", self._replication)
         stages = (getattr(pool.startup, stage) for stage in STAGES)
-        replica.boot = tuple(float(s.sample(rng)) if isinstance(s, Dist) else float(s) for s in stages)
+        replica.boot = tuple(float(s.sample(rng, 1)[0]) if isinstance(s, Dist) else float(s) for s in stages)
         replica.state = PROVISIONING
         self.emit(ReplicaBooting(replica.name, pool.name, pool.role, PROVISIONING))
         self._next_stage(replica)

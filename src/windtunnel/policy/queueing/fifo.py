@@ -5,31 +5,46 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
+from windtunnel.errors import PolicyError
 from windtunnel.policy.param import BuildContext
+from windtunnel.policy.queueing.deadlines import Deadlines
 from windtunnel.policy.queueing.fair import Eligible
-from windtunnel.policy.queueing.item import Offered, QueueItem, QueueView, Selection, Shed
+from windtunnel.policy.queueing.item import HeadStats, Offered, QueueItem, QueueView, ResourceVector, Selection, Shed, went_backwards
 
 
 class FifoQueue:
-    """One line for everybody; an ineligible head blocks the line. Every call O(1) but `discard_where`."""
+    """One line for everybody; an ineligible head blocks the line. Every call O(1) but `discard_where` and the reads of a view.
+
+    A view shows one head, under its own group's key; `queued_by_group` still counts every tenant.
+    """
 
     def __init__(self) -> None:
         self.sequence_version = 0
         self._items: OrderedDict[str, QueueItem] = OrderedDict()
+        self._deadlines = Deadlines()
+        self._now = float("-inf")
 
     def __len__(self) -> int:
         return len(self._items)
 
+    def _tick(self, now: float) -> None:
+        if now < self._now:
+            raise went_backwards(now, self._now)
+        self._now = now
+
     def offer(self, items: Iterable[QueueItem], now: float) -> Offered:
-        accepted, duplicates = [], []
+        """Queue the items; an id that is queued already is reported and changes nothing."""
+        self._tick(now)
+        accepted: list[QueueItem] = []
+        duplicates: list[str] = []
         for item in items:
             if item.id in self._items:
                 duplicates.append(item.id)
-            else:
-                self._items[item.id] = item
-                accepted.append(item)
+                continue
+            self._items[item.id] = item
+            self._deadlines.add(item)
+            accepted.append(item)
         if accepted:
             self.sequence_version += 1
         return Offered(tuple(accepted), tuple(duplicates))
@@ -38,54 +53,74 @@ class FifoQueue:
         return ()
 
     def select(self, eligible: Eligible, now: float) -> Selection | None:
+        """The head of the line, if it is eligible."""
+        if now < self._now:
+            raise went_backwards(now, self._now)
         if not self._items:
             return None
         head, view = next(iter(self._items.values())), self.view()
         return Selection(head, view, self.sequence_version) if eligible(head, view) else None
 
     def commit(self, selection: Selection, now: float) -> QueueItem | None:
-        item = selection.item
-        if selection.sequence_version != self.sequence_version or self._items.get(item.id) is not item:
+        """Take the selected item; None if the queue has moved on since, or the item is not its head."""
+        self._tick(now)
+        if selection.sequence_version != self.sequence_version or next(iter(self._items), None) != selection.item.id:
             return None
-        del self._items[item.id]
-        self.sequence_version += 1
-        return item
+        return self.discard(selection.item.id, now)
 
     def restore(self, item: QueueItem, now: float) -> None:
-        """Back to the head of the line."""
+        """Back to the head of the line. Raises PolicyError if it is still queued."""
+        self._tick(now)
+        if item.id in self._items:
+            raise PolicyError(f"item {item.id!r} was restored while it is queued")
         self._items[item.id] = item
         self._items.move_to_end(item.id, last=False)
+        self._deadlines.add(item)
         self.sequence_version += 1
 
     def straight(self, item: QueueItem, now: float) -> bool:
+        """offer + select + commit in one, on an empty queue; False, and nothing done, on any other."""
         if self._items:
             return False
+        self._tick(now)
         self.sequence_version += 2
         return True
 
     def discard(self, item_id: str, now: float) -> QueueItem | None:
+        """Take an item out of the line; None if it is not queued."""
+        self._tick(now)
         item = self._items.pop(item_id, None)
         if item is not None:
+            self._deadlines.remove(item_id)
             self.sequence_version += 1
         return item
 
     def discard_where(self, pred: Callable[[QueueItem], bool], now: float) -> tuple[QueueItem, ...]:
+        """Take out all items that `pred` names, in their order. O(items)."""
         doomed = tuple(i for i in self._items.values() if pred(i))
         for item in doomed:
             self.discard(item.id, now)
         return doomed
 
     def view(self) -> QueueView:
-        return QueueView(self, self._read, self.sequence_version)
+        return QueueView(self, self.sequence_version)
 
-    def _read(self) -> Mapping[str, Any]:
-        by_group: dict[str, int] = {}
+    def lines(self) -> Mapping[str, Mapping[str, QueueItem]]:
+        """Waiting items by group and id."""
+        lines: dict[str, dict[str, QueueItem]] = {}
         for item in self._items.values():
-            by_group[item.group.key] = by_group.get(item.group.key, 0) + 1
-        return {"queued_total": len(self._items), "queued_by_group": by_group, "head": next(iter(self._items.values()), None)}
+            lines.setdefault(item.group.key, {})[item.id] = item
+        return lines
+
+    def heads_by_shape(self) -> Mapping[ResourceVector, HeadStats]:
+        """Only the head of the line counts."""
+        head = next(iter(self._items.values()), None)
+        return {} if head is None else {head.resources: HeadStats(1, {head.group.weight: 1})}
 
     def next_deadline(self) -> float | None:
-        return min((i.deadline for i in self._items.values() if i.deadline is not None), default=None)
+        """The earliest deadline that waits, run s."""
+        first = self._deadlines.first()
+        return None if first is None else first[0]
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from windtunnel.errors import PolicyStaleViewError
+from windtunnel.errors import PolicyClockError, PolicyStaleViewError
 from windtunnel.events import Request, fact
 from windtunnel.policy.param import check_number
 
 if TYPE_CHECKING:
     from windtunnel.policy.admission.denial import Denial
+
+ResourceVector = tuple[tuple[str, int], ...]
+VIEW_FIELDS = ("queued_total", "queued_by_group", "queued_demand_by_group", "head_by_group", "demand_by_resource", "heads_by_shape")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +33,11 @@ class Group:
 
 @fact
 class QueueItem:
-    """One waiting thing. cost: what it takes of its group's share; priority: 0 most urgent; times in run seconds."""
+    """One waiting thing. cost: what it takes of its group's share, above 0; priority: 0 most urgent; times in run seconds."""
 
     id: str
     group: Group
-    resources: tuple[tuple[str, int], ...] = ()
+    resources: ResourceVector = ()
     cost: float = 1.0
     priority: int = 0
     arrived_at: float = 0.0
@@ -69,22 +72,78 @@ class Offered:
     evicted: tuple[Shed, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class HeadStats:
+    """The groups whose head asks for one resource vector: how many, and how many per weight."""
+
+    groups: int
+    groups_by_weight: Mapping[float, int]
+
+
+class Readable(Protocol):
+    """What a view reads from its queue."""
+
+    sequence_version: int
+
+    def __len__(self) -> int: ...
+    def lines(self) -> Mapping[str, Mapping[str, QueueItem]]: ...
+    def heads_by_shape(self) -> Mapping[ResourceVector, HeadStats]: ...
+
+
 class QueueView:
-    """A read-only handle on a queue, valid for one version; reading it later raises PolicyStaleViewError. `freeze()` gives plain data."""
+    """A read-only handle on a queue, valid for one version: reading it after the queue changed raises PolicyStaleViewError."""
 
-    __slots__ = ("_queue", "_read", "sequence_version")
+    __slots__ = ("_queue", "sequence_version")
 
-    def __init__(self, queue: Any, read: Callable[[], Mapping[str, Any]], sequence_version: int) -> None:
-        self._queue, self._read, self.sequence_version = queue, read, sequence_version
+    def __init__(self, queue: Readable, sequence_version: int) -> None:
+        self._queue, self.sequence_version = queue, sequence_version
 
-    def freeze(self) -> Mapping[str, Any]:
-        """queued_total, queued_by_group, queued_demand_by_group, head_by_group, demand_by_resource, heads_by_shape."""
-        if self._queue.sequence_version != self.sequence_version:
-            raise PolicyStaleViewError(f"the queue is at version {self._queue.sequence_version}, this view at {self.sequence_version}")
-        return self._read()
+    def _current(self) -> Readable:
+        queue = self._queue
+        if queue.sequence_version != self.sequence_version:
+            raise PolicyStaleViewError(f"the queue is at version {queue.sequence_version}, this view at {self.sequence_version}")
+        return queue
 
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return self.freeze()[name]
-        except KeyError:
-            raise AttributeError(name) from None
+    @property
+    def queued_total(self) -> int:
+        return len(self._current())
+
+    @property
+    def queued_by_group(self) -> Mapping[str, int]:
+        return {key: len(line) for key, line in self._current().lines().items()}
+
+    @property
+    def queued_demand_by_group(self) -> Mapping[str, Mapping[str, int]]:
+        """Resource amounts that each group's waiting items ask for. O(items)."""
+        return {key: _demand(line) for key, line in self._current().lines().items()}
+
+    @property
+    def head_by_group(self) -> Mapping[str, QueueItem]:
+        return {key: next(iter(line.values())) for key, line in self._current().lines().items()}
+
+    @property
+    def demand_by_resource(self) -> Mapping[str, int]:
+        """Resource amounts that all waiting items ask for. O(items)."""
+        return _demand({i.id: i for line in self._current().lines().values() for i in line.values()})
+
+    @property
+    def heads_by_shape(self) -> Mapping[ResourceVector, HeadStats]:
+        """O(distinct resource vectors), not O(groups)."""
+        return self._current().heads_by_shape()
+
+    def freeze(self) -> dict[str, Any]:
+        """All fields as one plain dict, for figures: it stays readable when the queue moves on."""
+        return {name: getattr(self, name) for name in VIEW_FIELDS}
+
+
+def _demand(line: Mapping[str, QueueItem]) -> dict[str, int]:
+    demand: dict[str, int] = {}
+    for item in line.values():
+        for resource, amount in item.resources:
+            demand[resource] = demand.get(resource, 0) + amount
+    return demand
+
+
+def went_backwards(now: float, last: float) -> PolicyClockError:
+    """The error of a call whose `now` lies before the last one seen."""
+    return PolicyClockError(f"called with now={now!r} after {last!r}; time must not run backwards")

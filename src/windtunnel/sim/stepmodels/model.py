@@ -36,7 +36,8 @@ class Provenance:
 class StepModel(Protocol):
     """Law: `run(b, k)[0] == seconds(b)`, and step j < k_max of a run costs `A + B·j` (decodes advance by one token, a prefill by its chunk)."""
 
-    provenance: Provenance
+    @property
+    def provenance(self) -> Provenance: ...
 
     def seconds(self, b: Batch) -> float:
         """Seconds of this step, finite and > 0."""
