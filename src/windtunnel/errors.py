@@ -131,7 +131,10 @@ class TraceFormatError(TraceError):
 
 
 class TraceRowError(TraceError):
-    """One row of a trace; `line` counts from 1, the header included. `code` is one of row.json row.key row.type row.missing row.range row.time row.blocks row.both."""
+    """One row of a trace; `line` counts from 1, the header included.
+
+    `code` is one of row.json row.key row.type row.missing row.range row.time row.blocks row.both.
+    """
 
     def __init__(self, path: str, line: int, field: str, code: str, message: str) -> None:
         self.path, self.line, self.field, self.code = path, line, field, code

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 
 LIMIT = 2000
@@ -20,7 +22,7 @@ def decimate(y: np.ndarray, limit: int = LIMIT) -> np.ndarray:
     inner = np.asarray(y[1:-1], dtype=float)
     edges = np.searchsorted(bucket_of, np.arange(buckets + 1))
     keep = [0]
-    for lo, hi in zip(edges[:-1], edges[1:]):
+    for lo, hi in pairwise(edges):
         part = inner[lo:hi]
         if not len(part):
             continue

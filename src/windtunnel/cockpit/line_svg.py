@@ -50,7 +50,8 @@ def draw(spec: FigureSpec, theme: str = "light") -> str:
     ]
     for y in ticks(y_lo, y_hi):
         at = float(py(np.array(y)))
-        out.append(f'<path d="M{LEFT} {at:.1f}H{WIDTH - RIGHT}" stroke="{grid}"/><text x="{LEFT - 6}" y="{at + 4:.1f}" text-anchor="end">{y:g}</text>')
+        out.append(f'<path d="M{LEFT} {at:.1f}H{WIDTH - RIGHT}" stroke="{grid}"/>'
+                   f'<text x="{LEFT - 6}" y="{at + 4:.1f}" text-anchor="end">{y:g}</text>')
     for x in [10.0**k for k in range(int(np.ceil(np.log10(x_lo))), int(np.log10(x_hi)) + 1)] if log else ticks(x_lo, x_hi, 8):
         out.append(f'<text x="{float(px(np.array(x))):.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{x:g}</text>')
     for bound, label in spec.lines:
@@ -81,7 +82,7 @@ def _lines(t: Trace, px, py, colour: str) -> list[str]:  # type: ignore[no-untyp
     keep = decimate(t.y, POINTS)
     x, y = px(t.x[keep]), py(t.y[keep])
     out, current = [], ""
-    for i, (a, b) in enumerate(zip(x, y)):
+    for a, b in zip(x, y):
         if not np.isfinite(b):
             out.append(current)
             current = ""

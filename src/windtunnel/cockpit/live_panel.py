@@ -28,7 +28,8 @@ class LivePanel:
         self._typed = w.Text(placeholder=self.phrase, description="to arm, type", style={"description_width": "90px"})
         self._cap = w.BoundedIntText(value=max_in_flight, min=1, max=4096, description="in flight ≤", layout=w.Layout(width="180px"))
         self._arm = w.Button(description="Arm", disabled=True, button_style="warning")
-        self._stop = w.Button(description="STOP", button_style="danger", layout=w.Layout(height="48px", width="160px"), tooltip="Nothing leaves any more")
+        self._stop = w.Button(description="STOP", button_style="danger", tooltip="Nothing leaves any more",
+                              layout=w.Layout(height="48px", width="160px"))
         self._typed.observe(lambda change: setattr(self._arm, "disabled", change["new"] != self.phrase), names="value")
         self._arm.on_click(lambda _: self.arm())
         self._stop.on_click(lambda _: self.stop())
@@ -64,7 +65,8 @@ class LivePanel:
         if p.done:
             self._stop.description = "STOPPED" if p.mode == "stopped" else "landed"
         rows = {"run time": f"{p.now:.1f} s", "arrived": p.arrived, "finished": p.finished, "open": p.open, "in flight": p.in_flight,
-                "held back": sum(p.refused.values()), "lag p99": "–" if p.lag_p99_s is None else f"{p.lag_p99_s * 1e3:.1f} ms", "state": p.why or p.state}
+                "held back": sum(p.refused.values()), "state": p.why or p.state,
+                "lag p99": "–" if p.lag_p99_s is None else f"{p.lag_p99_s * 1e3:.1f} ms"}
         cells = "".join(f"<td style='padding:2px 12px'><b>{escape(str(v))}</b><br><small>{k}</small></td>" for k, v in rows.items())
         self._table.value = f"<table><tr>{cells}</tr></table>"
 

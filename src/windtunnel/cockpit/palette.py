@@ -67,6 +67,7 @@ def layout(theme: str = "light") -> dict[str, Any]:
     }
     return {
         "paper_bgcolor": GROUND[theme], "plot_bgcolor": GROUND[theme], "font": {"color": TEXT[theme], "size": 13, "family": "sans-serif"},
-        "margin": {"l": 64, "r": 24, "t": 64, "b": 52}, "hovermode": "x unified", "xaxis": deepcopy(axis), "yaxis": {**deepcopy(axis), "rangemode": "tozero"},
+        "margin": {"l": 64, "r": 24, "t": 64, "b": 52}, "hovermode": "x unified",
+        "xaxis": deepcopy(axis), "yaxis": {**deepcopy(axis), "rangemode": "tozero"},
         "legend": {"orientation": "h", "yanchor": "bottom", "y": 1.0, "x": 0, "font": {"size": 12}}, "height": 320,
     }

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from windtunnel.cockpit import figures, palette
+from windtunnel.cockpit.badge import badge
 from windtunnel.cockpit.figures.spec import FigureSpec
 
 if TYPE_CHECKING:
@@ -24,10 +25,10 @@ STYLE = f"""
 :root {{ color-scheme: light; --ink: {palette.TEXT["light"]}; --rule: #d9dde2; --soft: #f5f7f9; }}
 body {{ font: 15px/1.5 system-ui, sans-serif; color: var(--ink); max-width: 1080px; margin: 0 auto; padding: 24px; background: #fff; }}
 h1 {{ font-size: 26px; margin: 8px 0; }} h2 {{ font-size: 19px; margin: 36px 0 8px; border-bottom: 1px solid var(--rule); padding-bottom: 4px; }}
-.badge {{ display: inline-block; font-weight: 700; font-size: 13px; padding: 3px 10px; border-radius: 4px; }}
 .verdict {{ font-size: 18px; background: var(--soft); border-left: 4px solid #0072B2; padding: 10px 14px; margin: 16px 0; }}
 table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; margin: 8px 0; max-width: 100%; }}
-caption {{ text-align: left; font-size: 13px; padding-bottom: 4px; }} th, td {{ padding: 4px 12px; border-bottom: 1px solid var(--rule); text-align: right; }}
+caption {{ text-align: left; font-size: 13px; padding-bottom: 4px; }}
+th, td {{ padding: 4px 12px; border-bottom: 1px solid var(--rule); text-align: right; }}
 th:first-child, td:first-child {{ text-align: left; }} thead th {{ background: var(--soft); }}
 .grid {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(440px, 1fr)); gap: 16px; }}
 figure {{ margin: 0; break-inside: avoid; border: 1px solid var(--rule); border-radius: 6px; padding: 6px; min-width: 0; }}
@@ -48,8 +49,8 @@ for (const data of document.querySelectorAll("script[data-for]")) {
 
 def run_report(run: Run, path: str | Path, *, baseline: Run | None = None) -> Path:
     """Write the report of one run; figures with a pinned baseline if one is given."""
-    body = [_head(run.meta.name, _question(run), run.meta.world if run.meta.world == "simulated" else run.meta.mode)]
-    body += [f'<p class="verdict">{escape(verdict(run))}</p>', _inputs(run), _summary(run), _figures(run, baseline), _tenants(run), _replicas(run), _provenance(run)]
+    body = [_head(run.meta.name, run), f'<p class="verdict">{escape(verdict(run))}</p>', _inputs(run), _summary(run)]
+    body += [_figures(run, baseline), _tenants(run), _replicas(run), _provenance(run)]
     return _write(path, run.meta.name, body)
 
 
@@ -57,13 +58,14 @@ def comparison_report(comparison: Comparison, path: str | Path) -> Path:
     """Write the report of a comparison: the winner, the table, then each candidate's figures over the baseline."""
     runs: list[tuple[str, Run]] = comparison.first_runs()
     (base_name, base), rest = runs[0], runs[1:]
-    body = [_head(" against ".join(name for name, _ in reversed(runs)), _question(base), base.meta.world if base.meta.world == "simulated" else base.meta.mode)]
+    body = [_head(" against ".join(name for name, _ in reversed(runs)), base)]
     body += [f'<p class="verdict">{escape(comparison.sentence)}</p>', "<h2>Numbers</h2>", f'<div class="scroll">{comparison.table_html()}</div>']
     for name, run in rest:
         body.append(f"<h2>{escape(name)} over {escape(base_name)} (pinned, dashed)</h2>")
         body.append(_figures(run, base, heading=False))
     for name, run in runs:
-        body += [f"<h2>{escape(name)}: how it was made</h2>", _inputs(run, heading=False), _tenants(run), _replicas(run, heading=False), _provenance(run, heading=False)]
+        body += [f"<h2>{escape(name)}: how it was made</h2>", _inputs(run, heading=False), _tenants(run)]
+        body += [_replicas(run, heading=False), _provenance(run, heading=False)]
     return _write(path, "comparison", body)
 
 
@@ -91,14 +93,9 @@ def _write(path: str | Path, title: str, body: Sequence[str]) -> Path:
     return out
 
 
-def _head(title: str, question: str, mode: str) -> str:
-    ground, ink, shape = palette.BADGES.get(mode, palette.BADGES["stopped"])
-    badge = f'<span class="badge" style="background:{ground};color:{ink}">{shape} {escape(mode.replace("_", " ").upper())}</span>'
-    return f"{badge}<h1>{escape(title)}</h1>" + (f"<p>{escape(question)}</p>" if question else "")
-
-
-def _question(run: Run) -> str:
-    return str(getattr(run.scenario, "question", "") or "")
+def _head(title: str, run: Run) -> str:
+    question = str(getattr(run.scenario, "question", "") or "")
+    return f"{badge(run.meta.mode)}<h1>{escape(title)}</h1>" + (f"<p>{escape(question)}</p>" if question else "")
 
 
 def _inputs(run: Run, heading: bool = True) -> str:

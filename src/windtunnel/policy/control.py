@@ -13,8 +13,23 @@ from windtunnel import effects as fx
 from windtunnel.effects import NOTHING, Effect
 from windtunnel.errors import PolicyClockError, PolicyError
 from windtunnel.events import (
-    Answered, Arrived, Cancelled, Commanded, Event, Failed, Finished, FirstToken, PoolsObserved, Progressed, ReplicaBooting, ReplicaGone,
-    ReplicaReady, ScaleAnswered, Scraped, Started, Woke,
+    Answered,
+    Arrived,
+    Cancelled,
+    Commanded,
+    Event,
+    Failed,
+    Finished,
+    FirstToken,
+    PoolsObserved,
+    Progressed,
+    ReplicaBooting,
+    ReplicaGone,
+    ReplicaReady,
+    ScaleAnswered,
+    Scraped,
+    Started,
+    Woke,
 )
 from windtunnel.policy import snapshot
 from windtunnel.policy.flow import Flow

@@ -150,7 +150,7 @@ class Flow:
             if type(lease) is Denial:
                 break
             if queue.commit(selection, now) is None:
-                admission.release(lease, "local_cancelled", now)
+                admission.release(lease, "local_cancelled", now)  # type: ignore[arg-type]
                 continue
             if not opened.dispatches:
                 opened.tally.waiting -= 1
@@ -233,6 +233,7 @@ class Flow:
     def _release(self, opened: OpenRequest, outcome: str, rtt_s: float | None, retry_after_s: float | None, output_tokens: int | None) -> None:
         """Give back what the attempt held: router, ledger, lease; the lane may have room now."""
         request, lane, now = opened.request, opened.lane, self.now
+        assert opened.lease is not None
         lane.router.done(request, opened.replica, outcome, now)
         self.fleet.done(request.id, opened.replica, now, success=outcome == "success", output_tokens=output_tokens)
         lane.admission.release(opened.lease, outcome, now, retry_after_s=retry_after_s, rtt_s=rtt_s)

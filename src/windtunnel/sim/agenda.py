@@ -27,4 +27,4 @@ class Agenda(simpy.Environment):
 
     def at(self, when: float, order: int, callback: Callable[[Any], None]) -> None:
         """Call `callback(event)` at the absolute time `when` (s, not before now); equal times by `order`, then as scheduled."""
-        heappush(self._queue, (when, order, next(self._eid), _Call(callback)))  # type: ignore[arg-type]
+        heappush(self._queue, (when, order, next(self._eid), _Call(callback)))  # type: ignore[misc, arg-type]

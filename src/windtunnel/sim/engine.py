@@ -56,7 +56,8 @@ class EngineConfig:
         check_number("host_step_s", self.host_step_s, lo=0.0)
         check_number("host_step_per_seq_s", self.host_step_per_seq_s, lo=0.0)
         if self.max_num_batched_tokens < self.max_num_seqs:
-            raise ConfigValueError("max_num_batched_tokens", f"{self.max_num_batched_tokens} tokens a step cannot serve {self.max_num_seqs} sequences")
+            short = f"{self.max_num_batched_tokens} tokens a step cannot serve {self.max_num_seqs} sequences"
+            raise ConfigValueError("max_num_batched_tokens", short)
 
 
 @fact
@@ -225,8 +226,7 @@ class SimEngine:
         self._start_pending = False
         if self._cancels:
             self._let_go()
-        config, kv = self.config, self.kv
-        chunks = self._chunks
+        config, chunks = self.config, self._chunks
         chunks.clear()
         preempted = self._make_room()
         budget = config.max_num_batched_tokens - self.b
@@ -252,8 +252,10 @@ class SimEngine:
             q = target if target <= budget else budget
             if q < target and not config.chunked_prefill:
                 break
-            if kv.total is not None and kv.blocks_for(target if config.reserve_full_input else q) > kv.total - kv.used - self._spoken_for() - self._reserve:
-                break
+            if kv.total is not None:
+                free = kv.total - kv.used - self._spoken_for() - self._reserve
+                if kv.blocks_for(target if config.reserve_full_input else q) > free:
+                    break
             waiting.popleft()
             self._orders += 1
             a.order = self._orders
@@ -489,7 +491,7 @@ class SimEngine:
             self._schedule_start(now)
 
     def _finish_marks(self, now: float) -> list[Attempt]:
-        marks, D, kv = self._marks, self.D, self.kv
+        marks, D = self._marks, self.D
         finished = []
         while marks and marks[0][0] <= D:
             mark, _, a = heappop(marks)
@@ -540,7 +542,7 @@ class SimEngine:
         held = sum(self.kv.blocks_for(a.base + self.D) for a in decoding) + sum(a.held for a in self._running.values() if a.end_mark < 0)
         assert self.kv.used == held, (self.name, self.kv.used, held)
         assert self.b == len(decoding), (self.name, self.b, len(decoding))
-        assert self.K == sum(a.prompt + a.output - (a.end_mark - self.D) for a in decoding), self.name
+        assert sum(a.prompt + a.output - (a.end_mark - self.D) for a in decoding) == self.K, self.name
         assert self.kv.total is None or self.kv.used <= self.kv.total, (self.name, self.kv.used)
 
 

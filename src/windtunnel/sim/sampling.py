@@ -53,7 +53,8 @@ class Sampler:
             if replica.state == READY:
                 state = replica.engine.state_at(now)
                 sample(now, "running", replica.name, state.running)
-                sample(now, "kv_used_fraction", replica.name, state.kv_used_fraction)
+                if state.kv_used_fraction is not None:
+                    sample(now, "kv_used_fraction", replica.name, state.kv_used_fraction)
 
     def scrape_all(self, deliver: Callable[[Event], None]) -> None:
         """Deliver `Scraped` of every ready replica, each pool at its own interval."""

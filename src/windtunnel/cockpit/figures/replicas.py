@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 
 def build(run: Run, *, baseline: Run | None = None, slo: dict[str, Any] | None = None) -> FigureSpec:
-    traces, table = [], {}
+    traces: list[Trace] = []
+    table: dict[str, np.ndarray] = {}
     for state in ("ready", "booting", "draining"):
         pools = series_of(run, f"replicas_{state}")
         if not pools:
@@ -29,7 +30,8 @@ def build(run: Run, *, baseline: Run | None = None, slo: dict[str, Any] | None =
         pools = series_of(baseline, "replicas_ready")
         if pools:
             t = next(iter(pools.values()))[0]
-            traces.append(Trace("ready (pinned)", t, np.sum([np.interp(t, a, b) for a, b in pools.values()], axis=0), role="ready", step=True, dash="dash"))
+            total = np.sum([np.interp(t, a, b) for a, b in pools.values()], axis=0)
+            traces.append(Trace("ready (pinned)", t, total, role="ready", step=True, dash="dash"))
     ready = table.get("ready")
     if ready is None:
         text = "No data: the run has no series of replicas."

@@ -26,7 +26,9 @@ class Aimd:
     increase_step: Annotated[int, Param(1, 16, 1, "requests", "step", "added after a full streak")] = 1
     successes_until_increase: Annotated[int, Param(1, 200, 1, "requests", "streak", "successes per step", "log")] = 25
     startup_ramp_s: Annotated[float, Param(0, 120, 1, "s", "ramp", "time from 1 to the initial limit")] = 0.0
-    burst_rule: Annotated[Literal["limit", "epoch"], Param(choices=("limit", "epoch"), label="burst rule", help="which 429s of a burst may cut")] = "limit"
+    burst_rule: Annotated[
+        Literal["limit", "epoch"], Param(choices=("limit", "epoch"), label="burst rule", help="which 429s of a burst may cut")
+    ] = "limit"
     cooldown_scale: Annotated[float | None, Param(0.1, 5, 0.1, "× rtt", "cool-down scale", "cool-down as a multiple of the mean rtt")] = None
     cooldown_min_s: Annotated[float, Param(0.01, 2, 0.01, "s", "least cool-down", "floor of a scaled cool-down", "log")] = 0.05
     on_starved: Annotated[Literal["keep", "pace"], Param(choices=("keep", "pace"), label="starved", help="an endpoint that only says 429")] = "keep"

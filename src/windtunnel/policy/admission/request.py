@@ -128,7 +128,7 @@ class RequestAdmission:
                 rtt_s: float | None = None) -> ReleaseReason:
         """Give the capacity back and let limit and breaker learn; anything but an active lease changes nothing."""
         active = self._active.get(lease.lease_id)
-        if active is None or active is not lease and active != lease:
+        if active is None or (active is not lease and active != lease):
             return self._not_active(lease, active)
         del self._active[lease.lease_id]
         self._remember(lease)

@@ -39,66 +39,98 @@ class Bounded:
 
 
 class BoundedQueue:
-    """Every victim is returned once, as `Offered.evicted`; a newcomer has at most one victim. O(1) beyond the inner queue."""
+    """Every victim is returned once, as `Offered.evicted`; a newcomer has at most one victim. O(classes) beyond the inner queue.
+
+    completion_rate: completions/s at a run second, or None if unknown; set by whoever knows it, it gives refusals their `retry_after_s`.
+    """
 
     def __init__(self, inner: Queue, capacity: int = 256, capacity_by_class: Mapping[int, int | None] | None = None,
-                 on_full_by_class: Mapping[int, str] | None = None) -> None:
+                 on_full_by_class: Mapping[int, str] | None = None, *, completion_rate: Callable[[float], float | None] | None = None) -> None:
         self.inner, self.capacity = inner, capacity
         self.capacity_by_class = {0: 128, 1: 128} if capacity_by_class is None else dict(capacity_by_class)
         self.on_full_by_class = {0: "reject", 1: "drop_lru"} if on_full_by_class is None else dict(on_full_by_class)
-        self._classes: dict[int, OrderedDict[str, QueueItem]] = {}
+        self.completion_rate = completion_rate
         self.needs: frozenset[str] = getattr(inner, "needs", frozenset())
+        self._classes: dict[int, OrderedDict[str, QueueItem]] = {}  # oldest enqueued first
+        self._class_of: dict[str, int] = {}
+        self._inner_straight = getattr(inner, "straight", None)
 
     @property
     def sequence_version(self) -> int:
         return self.inner.sequence_version
 
     def __len__(self) -> int:
-        return len(self.inner)
+        return len(self._class_of)
 
     def offer(self, items: Iterable[QueueItem], now: float) -> Offered:
+        """Item by item: each is queued (perhaps for a victim), refused, or already there."""
         accepted: list[QueueItem] = []
         duplicates: list[str] = []
         rejected: list[Shed] = []
         evicted: list[Shed] = []
         for item in items:
-            mine = self._classes.setdefault(item.priority, OrderedDict())
-            if item.id in mine:
+            if item.id in self._class_of:
                 duplicates.append(item.id)
                 continue
-            bound = self.capacity_by_class.get(item.priority)
-            class_full = bound is not None and len(mine) >= bound
-            if class_full or len(self.inner) >= self.capacity:
-                policy = self.on_full_by_class.get(item.priority, "reject")
-                victim = self._victim(item, policy, class_full)
-                if victim is None:
-                    reason = "queue_full_drop_lru" if policy == "drop_lru" else "queue_full"
-                    rejected.append(Shed(item, make_denial("queue", reason)))
-                    continue
-                self.discard(victim.id, now)
-                reason = "queue_full_drop_lru" if policy == "drop_lru" else "shed_low_priority"
-                evicted.append(Shed(victim, make_denial("queue", reason)))
+            refusal = self._make_room(item, evicted, now)
+            if refusal is not None:
+                rejected.append(refusal)
+                continue
             offered = self.inner.offer((item,), now)
-            accepted.extend(offered.accepted)
-            duplicates.extend(offered.duplicates)
-            if offered.accepted:
-                mine[item.id] = item
+            rejected.extend(offered.rejected)
+            evicted.extend(offered.evicted)
+            for victim in offered.evicted:
+                self._forget(victim.item)
+            for newcomer in offered.accepted:
+                self._note(newcomer)
+                accepted.append(newcomer)
         return Offered(tuple(accepted), tuple(duplicates), tuple(rejected), tuple(evicted))
 
-    def _victim(self, newcomer: QueueItem, policy: str, class_full: bool) -> QueueItem | None:
-        if policy == "reject":
+    def _make_room(self, item: QueueItem, evicted: list[Shed], now: float) -> Shed | None:
+        """Room for one newcomer, at the cost of one victim at most; its refusal if there is none."""
+        bound = self.capacity_by_class.get(item.priority)
+        class_full = bound is not None and len(self._classes.get(item.priority, ())) >= bound
+        if not class_full and len(self._class_of) < self.capacity:
             return None
+        policy = self.on_full_by_class.get(item.priority, "reject")
+        victim = self._victim(item.priority, policy, class_full)
+        if victim is None:
+            return self._shed(item, "queue_full_drop_lru" if policy == "drop_lru" else "queue_full", now)
+        denied = self._shed(victim, "queue_full_drop_lru" if policy == "drop_lru" else "shed_low_priority", now)
+        self.discard(victim.id, now)
+        evicted.append(denied)
+        return None
+
+    def _victim(self, newcomer: int, policy: str, class_full: bool) -> QueueItem | None:
+        """The one who goes for a newcomer of that class. Victims of a full class come from the class itself."""
         if policy == "drop_lru":
-            classes = [newcomer.priority] if class_full else sorted((c for c in self._classes if c >= newcomer.priority), reverse=True)
-            return next((next(iter(self._classes[c].values())) for c in classes if self._classes.get(c)), None)
-        if class_full:
-            return None  # victims of a full class come from that class, and none in it is less urgent
-        classes = sorted((c for c in self._classes if c > newcomer.priority), reverse=True)
-        return next((next(reversed(self._classes[c].values())) for c in classes if self._classes[c]), None)
+            least_urgent = newcomer if class_full else max((c for c in self._classes if c >= newcomer), default=None)
+            line = None if least_urgent is None else self._classes.get(least_urgent)
+            return next(iter(line.values())) if line else None
+        if policy == "shed_low_priority" and not class_full:
+            least_urgent = max((c for c in self._classes if c > newcomer), default=None)
+            return None if least_urgent is None else next(reversed(self._classes[least_urgent].values()))
+        return None
+
+    def _shed(self, item: QueueItem, reason: str, now: float) -> Shed:
+        rate_per_s = None if self.completion_rate is None else self.completion_rate(now)
+        ahead = len(self._class_of) + 1 if reason == "queue_full_drop_lru" else 1
+        return Shed(item, make_denial("queue", reason, now=now, retry_after_s=ahead / rate_per_s if rate_per_s else None))
+
+    def _note(self, item: QueueItem) -> None:
+        line = self._classes.get(item.priority)
+        if line is None:
+            line = self._classes[item.priority] = OrderedDict()
+        line[item.id] = item
+        self._class_of[item.id] = item.priority
 
     def _forget(self, item: QueueItem | None) -> QueueItem | None:
         if item is not None:
-            self._classes[item.priority].pop(item.id, None)
+            cls = self._class_of.pop(item.id)
+            line = self._classes[cls]
+            del line[item.id]
+            if not line:
+                del self._classes[cls]
         return item
 
     def shed(self, now: float) -> tuple[Shed, ...]:
@@ -114,14 +146,15 @@ class BoundedQueue:
         return self._forget(self.inner.commit(selection, now))
 
     def restore(self, item: QueueItem, now: float) -> None:
-        """A further attempt is never refused for want of room."""
-        mine = self._classes.setdefault(item.priority, OrderedDict())
-        mine[item.id] = item
-        mine.move_to_end(item.id, last=False)
+        """A further attempt is never refused for want of room; it counts as the oldest of its class."""
         self.inner.restore(item, now)
+        self._note(item)
+        self._classes[item.priority].move_to_end(item.id, last=False)
 
     def straight(self, item: QueueItem, now: float) -> bool:
-        return self.inner.straight(item, now)
+        """An empty queue has room for one: as the inner queue does it."""
+        straight = self._inner_straight
+        return straight is not None and straight(item, now)
 
     def discard(self, item_id: str, now: float) -> QueueItem | None:
         return self._forget(self.inner.discard(item_id, now))

@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from heapq import heapify, heappop, heappush, heapreplace
 from typing import Protocol
 
 from windtunnel.errors import PolicyError
 from windtunnel.policy.param import BuildContext, check_number
 from windtunnel.policy.queueing.deadlines import Deadlines
+from windtunnel.policy.queueing.heads import HeadCounts
 from windtunnel.policy.queueing.item import (
-    Group, HeadStats, Offered, QueueItem, QueueView, ResourceVector, Selection, Shed, went_backwards,
+    HeadStats, Offered, QueueItem, QueueView, ResourceVector, Selection, Shed, bad_cost, went_backwards,
 )
+from windtunnel.policy.queueing.order import ActiveGroup, Order
 
 Eligible = Callable[[QueueItem, QueueView], bool]
 IDLE_GROUPS_KEPT = 65_536
-STALE_SLACK = 64
 
 
 class Queue(Protocol):
@@ -43,17 +43,6 @@ class Queue(Protocol):
     def __len__(self) -> int: ...
 
 
-class _Active:
-    """A group with waiting items. finish: its finish tag, None before its first commit; activation: of its one live heap entry."""
-
-    __slots__ = ("activation", "finish", "group", "head", "line", "tag")
-
-    def __init__(self, group: Group, finish: float | None, head: QueueItem) -> None:
-        self.group, self.finish, self.head = group, finish, head
-        self.line: OrderedDict[str, QueueItem] = OrderedDict()
-        self.tag, self.activation = 0.0, 0
-
-
 class FairTaskQueue:
     """Each group is a FIFO; the group with the smallest virtual start tag goes first, ties by activation.
 
@@ -64,13 +53,12 @@ class FairTaskQueue:
     def __init__(self) -> None:
         self.sequence_version = 0
         self.virtual_time = 0.0
-        self._active: dict[str, _Active] = {}
+        self._active: dict[str, ActiveGroup] = {}
         self._idle: OrderedDict[str, float] = OrderedDict()  # finish tags, the longest idle first
-        self._heap: list[tuple[float, int, _Active]] = []
-        self._where: dict[str, _Active] = {}
-        self._heads: dict[ResourceVector, dict[float, int]] = {}
+        self._order = Order()
+        self._where: dict[str, ActiveGroup] = {}
+        self._heads = HeadCounts()
         self._deadlines = Deadlines()
-        self._activations = 0
         self._now = float("-inf")
 
     def __len__(self) -> int:
@@ -86,9 +74,9 @@ class FairTaskQueue:
                 duplicates.append(item.id)
                 continue
             self._add(item)
+            if not accepted:
+                self.sequence_version += 1
             accepted.append(item)
-        if accepted:
-            self.sequence_version += 1
         return Offered(tuple(accepted), tuple(duplicates))
 
     def _tick(self, now: float) -> None:
@@ -98,11 +86,13 @@ class FairTaskQueue:
 
     def _add(self, item: QueueItem, *, front: bool = False) -> None:
         group = item.group
+        if not item.cost > 0:
+            raise bad_cost(item)
         active = self._active.get(group.key)
         if active is None:
-            active = self._active[group.key] = _Active(group, self._idle.pop(group.key, None), item)
-            self._count_head(item.resources, group.weight, 1)
-            self._enter(active, self.virtual_time if active.finish is None else active.finish)
+            active = self._active[group.key] = ActiveGroup(group, self._idle.pop(group.key, None), item)
+            self._heads.count(item.resources, group.weight, 1)
+            self._order.enter(active, self.virtual_time if active.finish is None else active.finish)
         else:
             head = item if front else active.head
             self._head_changes(active, head, group.weight)
@@ -114,19 +104,6 @@ class FairTaskQueue:
         if item.deadline is not None:
             self._deadlines.add(item)
 
-    def _enter(self, active: _Active, tag: float) -> None:
-        """The group's next place in the order; an older heap entry of it is stale from now on."""
-        self._activations += 1
-        active.tag, active.activation = tag, self._activations
-        heap, entry = self._heap, (tag, self._activations, active)
-        if heap and heap[0][2] is active:
-            heapreplace(heap, entry)
-            return
-        heappush(heap, entry)
-        if len(heap) > STALE_SLACK + 2 * len(self._active):
-            self._heap = [e for e in heap if e[2].activation == e[1]]
-            heapify(self._heap)
-
     def shed(self, now: float) -> tuple[Shed, ...]:
         return ()
 
@@ -134,21 +111,9 @@ class FairTaskQueue:
         """The first eligible head in order of (tag, activation); nothing changes, whatever `eligible` does."""
         if now < self._now:
             raise went_backwards(now, self._now)
-        heap, view = self._heap, QueueView(self, self.sequence_version)
-        passed: list[tuple[float, int, _Active]] = []
-        try:
-            while heap:
-                _, activation, active = heap[0]
-                if active.activation != activation:
-                    heappop(heap)
-                elif eligible(active.head, view):
-                    return Selection(active.head, view, self.sequence_version)
-                else:
-                    passed.append(heappop(heap))
-        finally:
-            for entry in passed:
-                heappush(heap, entry)
-        return None
+        view = QueueView(self, self.sequence_version)
+        head = self._order.first(eligible, view)
+        return None if head is None else Selection(head, view, self.sequence_version)
 
     def commit(self, selection: Selection, now: float) -> QueueItem | None:
         """Take the selected item; None if the queue has moved on since, or the item is not its group's head."""
@@ -163,10 +128,10 @@ class FairTaskQueue:
         active.finish = self.virtual_time + item.cost / active.group.weight
         self._remove(active, item)
         if active.line:
-            self._enter(active, active.finish)
+            self._order.enter(active, active.finish)
         return item
 
-    def _remove(self, active: _Active, item: QueueItem) -> None:
+    def _remove(self, active: ActiveGroup, item: QueueItem) -> None:
         line = active.line
         del line[item.id], self._where[item.id]
         self.sequence_version += 1
@@ -177,12 +142,10 @@ class FairTaskQueue:
         elif active.head is item:
             self._head_changes(active, next(iter(line.values())), active.group.weight)
 
-    def _deactivate(self, active: _Active) -> None:
+    def _deactivate(self, active: ActiveGroup) -> None:
         """The group is idle: its finish tag stays, unless too many groups are idle."""
-        self._count_head(active.head.resources, active.group.weight, -1)
-        active.activation = 0
-        if self._heap[0][2] is active:
-            heappop(self._heap)
+        self._heads.count(active.head.resources, active.group.weight, -1)
+        self._order.leave(active)
         key = active.group.key
         del self._active[key]
         if active.finish is not None:
@@ -195,20 +158,12 @@ class FairTaskQueue:
         if len(idle) > IDLE_GROUPS_KEPT:
             idle.popitem(last=False)
 
-    def _head_changes(self, active: _Active, head: QueueItem, weight: float) -> None:
+    def _head_changes(self, active: ActiveGroup, head: QueueItem, weight: float) -> None:
         old = active.head
         if old.resources != head.resources or active.group.weight != weight:
-            self._count_head(old.resources, active.group.weight, -1)
-            self._count_head(head.resources, weight, 1)
+            self._heads.count(old.resources, active.group.weight, -1)
+            self._heads.count(head.resources, weight, 1)
         active.head = head
-
-    def _count_head(self, shape: ResourceVector, weight: float, by: int) -> None:
-        weights = self._heads.setdefault(shape, {})
-        weights[weight] = weights.get(weight, 0) + by
-        if not weights[weight]:
-            del weights[weight]
-            if not weights:
-                del self._heads[shape]
 
     def restore(self, item: QueueItem, now: float) -> None:
         """A committed item comes back for another attempt, at the head of its group. Raises PolicyError if it is still queued."""
@@ -224,9 +179,11 @@ class FairTaskQueue:
             return False
         if now < self._now:
             raise went_backwards(now, self._now)
+        if not item.cost > 0:
+            raise bad_cost(item)
         self._now = now
         self.sequence_version += 2
-        self._activations += 1
+        self._order.activations += 1
         group, start, idle = item.group, self.virtual_time, self._idle
         finish = idle.get(group.key)
         if finish is not None and finish > start:
@@ -267,7 +224,7 @@ class FairTaskQueue:
         return {key: active.line for key, active in self._active.items()}
 
     def heads_by_shape(self) -> Mapping[ResourceVector, HeadStats]:
-        return {shape: HeadStats(sum(weights.values()), dict(weights)) for shape, weights in self._heads.items()}
+        return self._heads.stats()
 
     def next_deadline(self) -> float | None:
         """The earliest deadline that waits, run s."""

@@ -16,7 +16,7 @@ from windtunnel.policy.queueing.item import HeadStats, Offered, QueueItem, Queue
 class FifoQueue:
     """One line for everybody; an ineligible head blocks the line. Every call O(1) but `discard_where` and the reads of a view.
 
-    A view shows one head, under its own group's key; `queued_by_group` still counts every tenant.
+    In a view `head_by_group` is each group's first item, but only the head of the line can be selected; `heads_by_shape` counts that one.
     """
 
     def __init__(self) -> None:

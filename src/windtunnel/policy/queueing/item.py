@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from windtunnel.errors import PolicyClockError, PolicyStaleViewError
+from windtunnel.errors import ConfigValueError, PolicyClockError, PolicyStaleViewError
 from windtunnel.events import Request, fact
 from windtunnel.policy.param import check_number
 
@@ -147,3 +147,8 @@ def _demand(line: Mapping[str, QueueItem]) -> dict[str, int]:
 def went_backwards(now: float, last: float) -> PolicyClockError:
     """The error of a call whose `now` lies before the last one seen."""
     return PolicyClockError(f"called with now={now!r} after {last!r}; time must not run backwards")
+
+
+def bad_cost(item: QueueItem) -> ConfigValueError:
+    """The error of an item that would be free, or pay its group back."""
+    return ConfigValueError("cost", f"expected a number > 0, got {item.cost!r} of item {item.id!r}")

@@ -2,39 +2,87 @@
 
 from __future__ import annotations
 
-import math
+from bisect import bisect_left, bisect_right
 from collections import deque
 from dataclasses import dataclass
+from math import inf
+from typing import Literal
 
 from windtunnel.errors import ConfigValueError, PolicyError
 from windtunnel.events import ReplicaBooting, ReplicaReady, Request, Scrape, Scraped
+from windtunnel.policy.param import check_number
 
 BOOTING, READY, DRAINING, GONE = "booting", "ready", "draining", "gone"
-MEAN_OVER = 256  # completed outputs behind the expected output of a pool
+MEAN_OVER = 256  # known inputs and completed outputs behind the means of a pool
 NOMINAL_OUTPUT, NOMINAL_INPUT = 256, 1024
+FORGET_EVERY = 1024  # dispatches, between two looks at what is older than the window
+ACCOUNTINGS = ("in_flight", "since_scrape", "snapshot")
+
+
+class PoolTokens:
+    """Token counts of a pool's last 256 known inputs and completed outputs; means to the nearest int, nominal before the first."""
+
+    __slots__ = ("_outputs", "_sum", "inputs", "output")
+
+    def __init__(self) -> None:
+        self.inputs: deque[int] = deque(maxlen=MEAN_OVER)
+        self._outputs: deque[int] = deque()
+        self._sum = 0
+        self.output = NOMINAL_OUTPUT  # mean output, kept up to date; the mean input is rarely asked for
+
+    def saw_output(self, tokens: int) -> None:
+        outputs = self._outputs
+        outputs.append(tokens)
+        total = self._sum + tokens
+        if len(outputs) > MEAN_OVER:
+            total -= outputs.popleft()
+        self._sum = total
+        self.output = (2 * total + len(outputs)) // (2 * len(outputs))
+
+    def input(self) -> int:
+        n = len(self.inputs)
+        return (2 * sum(self.inputs) + n) // (2 * n) if n else NOMINAL_INPUT
+
+    def charge(self, request: Request) -> int:
+        """What a request counts for: input + expected output (the bound or the mean of past outputs, whichever is smaller)."""
+        tokens_in, bound, mean = request.input_tokens, request.max_tokens, self.output
+        return (self.input() if tokens_in is None else tokens_in) + (mean if bound is None or mean < bound else bound)
 
 
 class Replica:
-    """The live entry of one replica; `in_flight` counts own dispatches without an end."""
+    """The live entry of one replica. in_flight: own dispatches without an end; others: what its last scrape adds, if it adds anything."""
 
-    __slots__ = ("flights", "history", "id", "in_flight", "in_flight_tokens", "kv_tokens", "last_sent_seq", "ordinal", "pool", "prefill_tokens",
-                 "ready_s", "role", "scrape", "slots", "state", "weight")
+    __slots__ = (
+        "ended_at", "id", "in_flight", "in_flight_tokens", "kv_tokens", "last_sent_seq", "ordinal", "others", "pool", "prefill_tokens",
+        "ready_s", "role", "scrape", "sent_at", "slots", "state", "tokens", "weight",
+    )
 
-    def __init__(self, id: str, pool: str, role: str, ordinal: int) -> None:
-        self.id, self.pool, self.role, self.ordinal = id, pool, role, ordinal
-        self.state, self.ready_s, self.weight = BOOTING, 0.0, 1.0
+    def __init__(self, id: str, pool: str, role: str, ordinal: int, tokens: PoolTokens) -> None:
+        self.id, self.pool, self.role, self.ordinal, self.tokens = id, pool, role, ordinal, tokens
+        self.state, self.weight = BOOTING, 1.0
+        self.ready_s: float | None = None
         self.slots: int | None = None
         self.kv_tokens: int | None = None
         self.in_flight = self.in_flight_tokens = self.prefill_tokens = 0
         self.last_sent_seq = -1
         self.scrape: Scrape | None = None
-        self.flights: dict[str, tuple[int, int, int]] = {}  # request id -> (dispatch, charge tokens, prefill tokens still counted)
-        self.history: deque[tuple[float, int]] | None = None  # (time, own in flight after it), kept once a scrape was seen
+        self.others: int | None = None
+        self.sent_at: list[float] = []  # times of own dispatches and ends within the ledger's window
+        self.ended_at: list[float] = []
+
+    def after(self, t: float) -> tuple[int, int]:
+        """Own dispatches and ends after t."""
+        sent, ended = self.sent_at, self.ended_at
+        return len(sent) - bisect_right(sent, t), len(ended) - bisect_right(ended, t)
+
+    def forget(self, before: float) -> None:
+        """Drop times older than the window."""
+        del self.sent_at[: bisect_left(self.sent_at, before)], self.ended_at[: bisect_left(self.ended_at, before)]
 
 
 @dataclass(frozen=True, slots=True)
 class ReplicaView:
-    """A frozen picture of one replica."""
+    """A frozen picture of one replica; ready_s None: not ready yet; scrape None: none, or stale."""
 
     id: str
     pool: str
@@ -44,7 +92,7 @@ class ReplicaView:
     slots: int | None
     kv_tokens: int | None
     state: str
-    ready_s: float
+    ready_s: float | None
     in_flight: int
     in_flight_tokens: int
     prefill_tokens: int
@@ -52,212 +100,229 @@ class ReplicaView:
     last_sent_seq: int
 
 
-class _PoolMeans:
-    """Running means of the last 256 known inputs and completed outputs of a pool."""
-
-    __slots__ = ("inputs", "outputs", "sum_in", "sum_out")
-
-    def __init__(self) -> None:
-        self.inputs: deque[int] = deque()
-        self.outputs: deque[int] = deque()
-        self.sum_in = self.sum_out = 0
-
-    def saw_input(self, tokens: int) -> None:
-        self.inputs.append(tokens)
-        self.sum_in += tokens
-        if len(self.inputs) > MEAN_OVER:
-            self.sum_in -= self.inputs.popleft()
-
-    def saw_output(self, tokens: int) -> None:
-        self.outputs.append(tokens)
-        self.sum_out += tokens
-        if len(self.outputs) > MEAN_OVER:
-            self.sum_out -= self.outputs.popleft()
-
-    def charge(self, request: Request) -> int:
-        """input + expected output; the bound and the mean of past outputs, whichever is smaller."""
-        mean_out = self.sum_out // len(self.outputs) if self.outputs else NOMINAL_OUTPUT
-        tokens_in = request.input_tokens
-        if tokens_in is None:
-            tokens_in = self.sum_in // len(self.inputs) if self.inputs else NOMINAL_INPUT
-        return tokens_in + (mean_out if request.max_tokens is None else min(request.max_tokens, mean_out))
+_VIEWED = tuple(name for name in ReplicaView.__dataclass_fields__ if name != "scrape")
 
 
 class Fleet:
-    """Owned and changed by `Control` alone, from events; routers read it. `version` grows with every change of membership."""
+    """Owned and changed by `Control` alone, from events; routers read it. An empty tuple of pools means all pools.
 
-    def __init__(self, *, scrape_interval_s: float = 1.0, stale_after_s: float | None = None, ledger_window_s: float = 30.0) -> None:
+    accounting: how a fresh scrape counts in `load`: `in_flight` adds other people's requests to our own, `since_scrape` adds our sends
+    after it, `snapshot` takes it alone (for study: it herds). ledger_window_s: how far back own in-flight is known. version grows with
+    every change, members only with those of replicas. Raises ConfigValueError for numbers out of range.
+    """
+
+    def __init__(self, *, scrape_interval_s: float = 1.0, stale_after_s: float | None = None, ledger_window_s: float = 30.0,
+                 accounting: Literal["in_flight", "since_scrape", "snapshot"] = "in_flight") -> None:
+        check_number("scrape_interval_s", scrape_interval_s, above=0.0)
+        check_number("ledger_window_s", ledger_window_s, lo=0.0)
+        if stale_after_s is not None:
+            check_number("stale_after_s", stale_after_s, lo=0.0)
+        if accounting not in ACCOUNTINGS:
+            raise ConfigValueError("accounting", f"expected one of {', '.join(ACCOUNTINGS)}, got {accounting!r}")
         self.stale_after_s = 3 * scrape_interval_s if stale_after_s is None else stale_after_s
-        self.ledger_window_s = ledger_window_s
+        self.ledger_window_s, self.accounting = ledger_window_s, accounting
+        self._usable_s = min(self.stale_after_s, ledger_window_s)
         self.replicas: dict[str, Replica] = {}
-        self.version = self.sequence = self.late_done = 0
-        self.scraping = False  # has any scrape been seen?
-        self._ordinals: dict[str, int] = {}
-        self._means: dict[str, _PoolMeans] = {}
-        self._counts: dict[tuple[str, str], int] = {}
+        self.members = self.sequence = self.late_done = 0
+        self.scan_until = -inf  # until then a scrape may make `load` differ from `in_flight`
+        self._ended = self._scrapes = self._joined = 0
+        self._forget_at = FORGET_EVERY
+        self._flights: dict[str, tuple[Replica, int, int, int]] = {}  # request id -> (replica, dispatch, charge, prefill tokens left)
+        self._tokens: dict[str, PoolTokens] = {}
+        self._serving: dict[tuple[str, ...], tuple[int, tuple[Replica, ...]]] = {}
 
-    # -- membership ---------------------------------------------------------------------------------------------------------------
+    @property
+    def version(self) -> int:
+        return self.members + self.sequence + self._ended + self._scrapes
 
-    def _entry(self, id: str, pool: str, role: str) -> Replica:
-        replica = self.replicas.get(id)
-        if replica is None:
-            ordinal = self._ordinals.get(pool, 0)
-            self._ordinals[pool] = ordinal + 1
-            replica = self.replicas[id] = Replica(id, pool, role, ordinal)
-            self._means.setdefault(pool, _PoolMeans())
-            self._count(replica, +1)
-        return replica
-
-    def _count(self, replica: Replica, by: int) -> None:
-        key = (replica.pool, replica.state)
-        self._counts[key] = self._counts.get(key, 0) + by
-
-    def _move(self, replica: Replica, state: str) -> None:
-        self._count(replica, -1)
-        replica.state = state
-        self._count(replica, +1)
-        self.version += 1
+    # -- replicas -----------------------------------------------------------------------------------------------------------------
 
     def booting(self, event: ReplicaBooting, now: float) -> None:
-        self._entry(event.replica, event.pool, event.role)
-        self.version += 1
+        """Asked for, or one boot stage on; a replica that served before is out until it is ready again."""
+        self._move(self._entry(event.replica, event.pool, event.role), BOOTING)
 
     def ready(self, event: ReplicaReady, now: float) -> None:
-        """Raises ConfigValueError for a weight that is not finite and positive."""
-        if not (math.isfinite(event.weight) and event.weight > 0):
-            raise ConfigValueError("weight", f"replica {event.replica!r}: expected a finite number > 0, got {event.weight!r}")
-        replica = self._entry(event.replica, event.pool, event.role)
-        replica.weight, replica.slots, replica.kv_tokens, replica.ready_s = event.weight, event.slots, event.kv_tokens, now
-        self._move(replica, READY)
+        """Serves (again). Raises ConfigValueError for a weight that is not finite and positive."""
+        check_number(f"{event.replica}.weight", event.weight, above=0.0)
+        r = self._entry(event.replica, event.pool, event.role)
+        r.weight, r.slots, r.kv_tokens, r.ready_s = event.weight, event.slots, event.kv_tokens, now
+        self._move(r, READY)
 
     def draining(self, id: str, now: float) -> None:
-        replica = self.replicas.get(id)
-        if replica is not None:
-            self._move(replica, DRAINING)
+        """No new work for it; what it has goes on. Unknown ids are ignored."""
+        if (r := self.replicas.get(id)) is not None:
+            self._move(r, DRAINING)
 
-    def gone(self, id: str, now: float) -> None:
-        replica = self.replicas.pop(id, None)
-        if replica is not None:
-            self._move(replica, GONE)
+    def undrain(self, id: str, now: float) -> None:
+        """A draining replica takes work again, or goes on booting if it never served."""
+        r = self.replicas.get(id)
+        if r is not None and r.state == DRAINING:
+            self._move(r, BOOTING if r.ready_s is None else READY)
 
-    def scraped(self, event: Scraped, now: float) -> None:
-        """Keep the newest scrape by its sampling time; a late older one changes nothing."""
-        replica = self.replicas.get(event.replica)
-        if replica is None or (replica.scrape is not None and event.scrape.sampled_s <= replica.scrape.sampled_s):
-            return
-        replica.scrape = event.scrape
-        self.scraping = True
-        if replica.history is None:
-            replica.history = deque([(event.scrape.sampled_s, replica.in_flight)])
+    def gone(self, id: str, now: float) -> list[tuple[str, int]]:
+        """Forget a replica. Returns what was still on it, as `in_flight_of` does; later ends of these are late."""
+        lost = self.in_flight_of(id)
+        for request_id, _ in lost:
+            del self._flights[request_id]
+        if (r := self.replicas.pop(id, None)) is not None:
+            self._move(r, GONE)
+        return lost
+
+    def _entry(self, id: str, pool: str, role: str) -> Replica:
+        r = self.replicas.get(id)
+        if r is None:
+            tokens = self._tokens.setdefault(pool, PoolTokens())
+            r = self.replicas[id] = Replica(id, pool, role, self._joined, tokens)
+            self._joined += 1
+        elif r.pool != pool:
+            raise PolicyError(f"replica {id!r} of pool {r.pool!r} cannot be in pool {pool!r}, too")
+        return r
+
+    def _move(self, r: Replica, state: str) -> None:
+        r.state = state
+        self.members += 1
 
     # -- traffic ------------------------------------------------------------------------------------------------------------------
 
     def sent(self, request: Request, id: str, now: float, dispatch: int = 1) -> int:
-        """Count an attempt on a replica; returns the tokens it is charged with, taken back exactly at `done`."""
-        replica = self.replicas[id]
-        if request.id in replica.flights:
-            raise PolicyError(f"request {request.id!r} is already in flight on {id!r}")
-        means = self._means[replica.pool]
-        charge = means.charge(request)
-        if request.input_tokens is not None:
-            means.saw_input(request.input_tokens)
-        prefill = request.input_tokens or 0
-        replica.flights[request.id] = (dispatch, charge, prefill)
-        replica.in_flight += 1
-        replica.in_flight_tokens += charge
-        replica.prefill_tokens += prefill
-        replica.last_sent_seq = self.sequence
-        self.sequence += 1
-        if replica.history is not None:
-            self._remember(replica, now)
+        """Count an attempt on a replica; returns the tokens it is charged with, exactly what `done` takes back.
+
+        Raises PolicyError for a request in flight already or a replica that is not there.
+        """
+        r, request_id = self.replicas.get(id), request.id
+        if r is None or request_id in self._flights:
+            why = "no such replica" if r is None else "it is in flight"
+            raise PolicyError(f"request {request_id!r} cannot be sent to {id!r}: {why}")
+        tokens, tokens_in = r.tokens, request.input_tokens
+        charge = tokens.charge(request)
+        if tokens_in is None:
+            tokens_in = tokens.input()
+        else:
+            tokens.inputs.append(tokens_in)
+        self._flights[request_id] = (r, dispatch, charge, tokens_in)
+        r.in_flight += 1
+        r.in_flight_tokens += charge
+        r.prefill_tokens += tokens_in
+        r.last_sent_seq = sequence = self.sequence
+        self.sequence = sequence + 1
+        r.sent_at.append(now)
+        if sequence >= self._forget_at:
+            self._forget(now)
         return charge
 
     def first_token(self, request_id: str, id: str) -> None:
-        replica = self.replicas.get(id)
-        flight = replica.flights.get(request_id) if replica is not None else None
-        if replica is not None and flight is not None:
-            replica.prefill_tokens -= flight[2]
-            replica.flights[request_id] = (flight[0], flight[1], 0)
+        """Its prompt is computed: it no longer counts as prefill."""
+        flight = self._flights.get(request_id)
+        if flight is not None and flight[0].id == id:
+            flight[0].prefill_tokens -= flight[3]
+            self._flights[request_id] = (*flight[:3], 0)
 
     def done(self, request_id: str, id: str, now: float, *, success: bool, output_tokens: int | None = None) -> None:
-        """The attempt ended; unknown or repeated ends are counted in `late_done` and change nothing."""
-        replica = self.replicas.get(id)
-        flight = replica.flights.pop(request_id, None) if replica is not None else None
-        if replica is None or flight is None:
+        """The attempt ended; unknown or repeated ends are counted in `late_done` and change nothing else."""
+        flight = self._flights.get(request_id)
+        if flight is None or flight[0].id != id:
             self.late_done += 1
             return
-        replica.in_flight -= 1
-        replica.in_flight_tokens -= flight[1]
-        replica.prefill_tokens -= flight[2]
+        del self._flights[request_id]
+        r, _, charge, prefill = flight
+        r.in_flight -= 1
+        r.in_flight_tokens -= charge
+        r.prefill_tokens -= prefill
+        r.ended_at.append(now)
+        self._ended += 1
         if success and output_tokens is not None:
-            self._means[replica.pool].saw_output(output_tokens)
-        if replica.history is not None:
-            self._remember(replica, now)
+            r.tokens.saw_output(output_tokens)
 
-    def _remember(self, replica: Replica, now: float) -> None:
-        history = replica.history
-        assert history is not None
-        history.append((now, replica.in_flight))
-        while len(history) > 1 and history[1][0] < now - self.ledger_window_s:
-            history.popleft()
+    def scraped(self, event: Scraped, now: float) -> None:
+        """Keep the newest scrape by its sampling time, however late it comes; an older one changes nothing."""
+        r, scrape = self.replicas.get(event.replica), event.scrape
+        if r is None or (r.scrape is not None and scrape.sampled_s <= r.scrape.sampled_s):
+            return
+        self._scrapes += 1
+        r.scrape, r.others = scrape, None
+        if scrape.running is None or scrape.waiting is None or now - scrape.sampled_s > self._usable_s:
+            return
+        seen, (sent, ended) = scrape.running + scrape.waiting, r.after(scrape.sampled_s)
+        if self.accounting == "in_flight":
+            r.others = max(0, seen - (r.in_flight - sent + ended))
+        else:
+            r.others = seen
+        if r.others or self.accounting != "in_flight":
+            self.scan_until = max(self.scan_until, scrape.sampled_s + self._usable_s + 1e-6)
+
+    def _forget(self, now: float) -> None:
+        """Rarely, so that it costs nothing per request."""
+        self._forget_at = self.sequence + max(FORGET_EVERY, 16 * len(self.replicas))
+        for r in self.replicas.values():
+            r.forget(now - self.ledger_window_s)
 
     # -- reads --------------------------------------------------------------------------------------------------------------------
 
     def load(self, id: str, now: float) -> int:
-        """Own requests in flight plus, with a fresh scrape, other people's: running + waiting beyond our own at the sampling time."""
-        replica = self.replicas[id]
-        scrape = replica.scrape
-        if scrape is None or now - scrape.sampled_s > self.stale_after_s or scrape.running is None or scrape.waiting is None:
-            return replica.in_flight
-        return replica.in_flight + max(0, scrape.running + scrape.waiting - self._own_at(replica, scrape.sampled_s))
+        """Requests on a replica: own in flight and, with a fresh scrape in which both counts are known, what `accounting` adds."""
+        return self.load_of(self.replicas[id], now)
 
-    @staticmethod
-    def _own_at(replica: Replica, t: float) -> int:
-        own = 0
-        for at, count in replica.history or ():
-            if at > t:
-                break
-            own = count
-        return own
+    def load_of(self, r: Replica, now: float) -> int:
+        others, scrape = r.others, r.scrape
+        if others is None or scrape is None or now - scrape.sampled_s > self._usable_s:
+            return r.in_flight
+        if self.accounting == "in_flight":
+            return r.in_flight + others
+        return others if self.accounting == "snapshot" else others + r.after(scrape.sampled_s)[0]
 
-    def candidates(self, pools: tuple[str, ...], request: Request) -> list[Replica]:
-        """Ready replicas of the pools, without those the request has tried, unless it has tried them all."""
-        ready = [r for r in self.replicas.values() if r.state == READY and r.pool in pools]
+    def charge_of(self, request_id: str) -> int:
+        """What a request in flight is charged with; 0 if it is not in flight."""
+        flight = self._flights.get(request_id)
+        return 0 if flight is None else flight[2]
+
+    def serving(self, pools: tuple[str, ...]) -> tuple[Replica, ...]:
+        """The ready replicas of the pools, in ordinal order."""
+        cached = self._serving.get(pools)
+        if cached is None or cached[0] != self.members:
+            found = (r for r in self.replicas.values() if r.state == READY and (not pools or r.pool in pools))
+            cached = self._serving[pools] = (self.members, tuple(sorted(found, key=lambda r: r.ordinal)))
+        return cached[1]
+
+    def candidates(self, pools: tuple[str, ...], request: Request) -> tuple[Replica, ...]:
+        """Who may take a request, in ordinal order: serving replicas (of its pool, or the one it is fixed to), without those it has
+        tried, unless it has tried them all."""
+        if request.pool is not None and (not pools or request.pool in pools):
+            pools = (request.pool,)
+        found = self.serving(pools)
         if request.replica is not None:
-            return [r for r in ready if r.id == request.replica]
-        untried = [r for r in ready if r.id not in request.tried] if request.tried else ready
-        return untried or ready
+            found = tuple(r for r in found if r.id == request.replica)
+        if request.tried:
+            return tuple(r for r in found if r.id not in request.tried) or found
+        return found
 
-    def absence(self, pools: tuple[str, ...]) -> str:
-        """Why there is no candidate."""
-        if any(self._counts.get((p, BOOTING)) for p in pools):
-            return "none_ready"
-        return "all_draining" if any(self._counts.get((p, DRAINING)) for p in pools) else "no_replica"
+    def absence(self, pools: tuple[str, ...], replica: str | None = None) -> str:
+        """Why there is no candidate: no_replica, none_ready or all_draining. replica: the only one that would do."""
+        states = {r.state for r in self._of(pools) if replica is None or r.id == replica}
+        return "none_ready" if BOOTING in states else "all_draining" if DRAINING in states else "no_replica"
+
+    def _of(self, pools: tuple[str, ...]) -> list[Replica]:
+        return [r for r in self.replicas.values() if not pools or r.pool in pools]
 
     def ready_count(self, pools: tuple[str, ...]) -> int:
-        return sum(self._counts.get((p, READY), 0) for p in pools)
+        return len(self.serving(pools))
 
     def coming_count(self, pools: tuple[str, ...]) -> int:
         """Replicas that are booting or draining: something there is, or will be."""
-        return sum(self._counts.get((p, BOOTING), 0) + self._counts.get((p, DRAINING), 0) for p in pools)
+        return len(self._of(pools)) - len(self.serving(pools))
 
     def slots(self, pools: tuple[str, ...]) -> int | None:
         """Requests that the ready replicas run at once; None if one does not say or none is ready."""
-        known = [r.slots for r in self.replicas.values() if r.state == READY and r.pool in pools]
+        known = [r.slots for r in self.serving(pools)]
         return None if not known or None in known else sum(s for s in known if s is not None)
 
     def in_flight_of(self, id: str) -> list[tuple[str, int]]:
         """(request id, dispatch) of the attempts on a replica, in dispatch order."""
-        replica = self.replicas.get(id)
-        return [] if replica is None else [(request_id, flight[0]) for request_id, flight in replica.flights.items()]
+        return [(request_id, flight[1]) for request_id, flight in self._flights.items() if flight[0].id == id]
 
     def view(self, now: float) -> tuple[ReplicaView, ...]:
-        """All replicas, frozen; a stale scrape reads as None."""
-        names = [n for n in ReplicaView.__dataclass_fields__ if n != "scrape"]
+        """All replicas, frozen, in order of joining; a stale scrape reads as None."""
         out = []
         for r in self.replicas.values():
-            fresh = r.scrape if r.scrape is not None and now - r.scrape.sampled_s <= self.stale_after_s else None
-            out.append(ReplicaView(**{n: getattr(r, n) for n in names}, scrape=fresh))
+            fresh = r.scrape if r.scrape is not None and now - r.scrape.sampled_s <= self._usable_s else None
+            out.append(ReplicaView(**{name: getattr(r, name) for name in _VIEWED}, scrape=fresh))
         return tuple(out)
-
-

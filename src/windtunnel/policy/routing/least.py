@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from heapq import heappop, heappush, heapreplace
+from heapq import heapify, heappop, heappush, heapreplace
+from math import inf
 from typing import Annotated, Literal
 
+from windtunnel.errors import ConfigError
 from windtunnel.events import Request
-from windtunnel.policy.param import BuildContext, Param, check_number
-from windtunnel.policy.routing.fleet import READY, Fleet, Replica
+from windtunnel.policy.param import BuildContext, Param, Rng, check_number
+from windtunnel.policy.routing.fleet import Fleet, Replica
 from windtunnel.policy.routing.router import Choice, NoReplica, ReplicaChange
 
-Key = tuple[float, int, int]
-Entry = tuple[float, int, int, str]
+By = Literal["requests", "tokens"]
+Ties = Literal["recent", "first", "random"]
+Entry = tuple[float, int, int, Replica]  # score, last_sent_seq (0 for ties="first"), ordinal
 
 
 @dataclass(frozen=True, slots=True)
 class LeastOutstandingConfig:
     """Config. by: count requests or tokens; slow_start_s: a new replica's weight grows to full over this time (0 = off);
-    respect_slots: leave out replicas whose slots are all taken."""
+    respect_slots: leave out replicas whose slots are all taken; ties: recent = longest not sent to, first = smallest ordinal, random."""
 
-    by: Annotated[Literal["requests", "tokens"], Param(choices=("requests", "tokens"), label="least", help="what counts as work")] = "requests"
+    by: Annotated[By, Param(choices=("requests", "tokens"), label="least", help="what counts as work")] = "requests"
+    ties: Annotated[Ties, Param(choices=("recent", "first", "random"), label="ties", help="who gets it among equals")] = "recent"
     slow_start_s: Annotated[float, Param(0, 300, 5, "s", "slow start", "time for a new replica to get its full share")] = 0.0
     respect_slots: Annotated[bool, Param(label="respect slots", help="do not send to a replica whose slots are all taken")] = False
 
@@ -29,110 +33,159 @@ class LeastOutstandingConfig:
         check_number("slow_start_s", self.slow_start_s, lo=0.0)
 
     def build(self, ctx: BuildContext) -> LeastOutstanding:
-        return LeastOutstanding(self, pools=tuple(p.name for p in ctx.pools))
+        """Raises ConfigError if ties are drawn and the context has no generator."""
+        return LeastOutstanding(self, pools=tuple(p.name for p in ctx.pools), rng=ctx.rng)
+
+
+def weight_now(r: Replica, now: float, slow_start_s: float) -> float:
+    """Its weight, or the part of it that a replica which has just become ready has earned (from a tenth up)."""
+    if slow_start_s <= 0 or r.ready_s is None:
+        return r.weight
+    return r.weight * min(1.0, max(0.1, (now - r.ready_s) / slow_start_s))
+
+
+def least_of(candidates: Iterable[Replica], request: Request, fleet: Fleet, now: float, *, by: By = "requests", ties: Ties = "recent",
+             slow_start_s: float = 0.0, rng: Rng | None = None) -> tuple[Replica, float]:
+    """(replica, score) with the least (load + 1) / weight, or (tokens in flight + charge) / weight; candidates in ordinal order, not none.
+
+    Ties random: exactly one draw, over the tied.
+    """
+    best: list[Replica] = []
+    least = inf
+    for r in candidates:
+        work = r.in_flight_tokens + r.tokens.charge(request) if by == "tokens" else fleet.load_of(r, now) + 1
+        score = work / weight_now(r, now, slow_start_s)
+        if score < least or not best:
+            best, least = [r], score
+        elif score == least:
+            best.append(r)
+    if ties == "random":
+        assert rng is not None
+        return best[rng.randrange(len(best))], least
+    return (min(best, key=lambda r: r.last_sent_seq) if ties == "recent" else best[0]), least
 
 
 class LeastOutstanding:
-    """Compares (load + 1) / weight, or (tokens in flight + own charge) / weight; ties: longest not sent to, then smallest ordinal.
+    """Compares (load + 1) / weight, or (tokens in flight + own charge) / weight; ties by `ties`.
 
-    A lazy heap: an entry is checked against the replica's present key when it surfaces, and every change of load pushes a new one, so a
-    pick never scans. Requests with special wishes (tried replicas, a fixed one) and fleets with foreign load or slow start take a scan.
+    Lazy heaps with one valid entry per ready replica, never above its present score: sends only raise a score, so they wait until the
+    entry surfaces; ends push a lower one. A pick scans only for requests with special wishes (tried replicas, a fixed one or pool),
+    while a scrape shows other people's load, during slow start, when the best has no slot free, and for random ties.
     """
 
-    def __init__(self, config: LeastOutstandingConfig | None = None, *, pools: tuple[str, ...] = ()) -> None:
-        self.config = config or LeastOutstandingConfig()
-        self.pools = pools
+    def __init__(self, config: LeastOutstandingConfig | None = None, *, pools: tuple[str, ...] = (), rng: Rng | None = None) -> None:
+        self.config = config = config or LeastOutstandingConfig()
+        if config.ties == "random" and rng is None:
+            raise ConfigError('ties "random" need a generator')
+        self.pools, self.rng = pools, rng
         self.needs: frozenset[str] = frozenset()
-        self._heap: list[Entry] = []
-        self._latest: dict[str, Entry] = {}
-        self._version = -1
         self._fleet: Fleet | None = None
-        self._by_tokens = self.config.by == "tokens"
-        self._reason = "least_tokens" if self._by_tokens else "least_requests"
-        self._plain = self.config.slow_start_s == 0 and not self.config.respect_slots
-        self._limit = 64
+        self._members = -1
+        self._heaps: dict[tuple[float, str], list[Entry]] = {}  # by tokens one per weight and pool, so that the charge moves all alike
+        self._only: list[Entry] | None = None  # the heap, if there is just one
+        self._entries: dict[str, Entry] = {}
+        self._tokens, self._recent = config.by == "tokens", config.ties == "recent"
+        self._reason = "least_tokens" if self._tokens else "least_requests"
+        self._warm_s = -inf  # from then on no candidate is in slow start
+        self._pinned = len(pools) != 1  # may a request's pool narrow the candidates?
 
     def pick(self, request: Request, fleet: Fleet, now: float) -> Choice | NoReplica:
-        if fleet.version != self._version or fleet is not self._fleet:
+        if fleet.members != self._members or fleet is not self._fleet:
             self._rebuild(fleet)
-        if not self._plain or request.tried or request.replica is not None or fleet.scraping:
+        if (request.tried or request.replica is not None or now <= fleet.scan_until or now < self._warm_s
+                or (self._pinned and request.pool is not None)):
             return self._scan(request, fleet, now)
-        heap, latest, replicas = self._heap, self._latest, fleet.replicas
-        while heap:
-            entry = heap[0]
-            id = entry[3]
-            if latest[id] is not entry:
-                heappop(heap)  # a newer entry of this replica is in the heap
-                continue
-            replica = replicas[id]
-            present = (replica.in_flight_tokens if self._by_tokens else replica.in_flight + 1) / replica.weight
-            if present == entry[0] and entry[1] == replica.last_sent_seq:
-                return Choice(id, self._reason, present)
-            latest[id] = fresh = (present, replica.last_sent_seq, replica.ordinal, id)
-            heapreplace(heap, fresh)
-        return NoReplica(fleet.absence(self._pools_of(fleet)))
+        heap = self._only
+        if heap is None:
+            return self._pick_of_many(request, fleet, now)
+        entry = self._settle(heap)
+        r = entry[3]
+        if self.config.respect_slots and r.slots is not None and r.in_flight >= r.slots:
+            return self._scan(request, fleet, now)
+        score = (entry[0] + r.tokens.charge(request)) / r.weight if self._tokens else entry[0]
+        return Choice(r.id, self._reason, score)
 
     def sent(self, request: Request, choice: Choice, now: float) -> None:
-        """The replica's load only grew: its old entry is corrected when it surfaces."""
+        """Its score only grew: the entry is corrected when it surfaces."""
 
     def done(self, request: Request, replica: str, outcome: str, now: float) -> None:
-        """The load is about to fall: an entry with the new key goes in."""
-        fleet = self._fleet
-        if fleet is None or not self._plain:
+        """Its score falls (before or after this call): an entry at or below the new score goes in, unless there is one."""
+        entry = self._entries.get(replica)
+        if entry is None:
             return
-        entry = fleet.replicas.get(replica)
-        if entry is None or entry.state != READY or self._version != fleet.version:
-            return
-        if self._by_tokens:
-            flight = entry.flights.get(request.id)
-            work = entry.in_flight_tokens - (flight[1] if flight else 0)
-        else:
-            work = entry.in_flight
-        self._latest[replica] = fresh = (work / entry.weight, entry.last_sent_seq, entry.ordinal, replica)
-        heappush(self._heap, fresh)
-        if len(self._heap) > self._limit:
-            self._rebuild(fleet, without=request.id)
+        r, fleet = entry[3], self._fleet
+        assert fleet is not None
+        score = r.in_flight_tokens - fleet.charge_of(request.id) if self._tokens else r.in_flight / r.weight
+        if score < entry[0]:
+            self._entries[replica] = entry = (score, r.last_sent_seq if self._recent else 0, r.ordinal, r)
+            heap = self._only if self._only is not None else self._heaps[self._key(r)]
+            heappush(heap, entry)
+            if len(heap) > 4 * len(self._entries) + 64:
+                heap[:] = [e for e in heap if self._entries[e[3].id] is e]
+                heapify(heap)
 
     def changed(self, change: ReplicaChange, now: float) -> None:
-        """Membership is read from the ledger's version at the next pick."""
+        """Read from the ledger's `members` at the next pick."""
 
-    def _pools_of(self, fleet: Fleet) -> tuple[str, ...]:
-        return self.pools or tuple(dict.fromkeys(r.pool for r in fleet.replicas.values()))
-
-    def _rebuild(self, fleet: Fleet, without: str | None = None) -> None:
-        """One entry per ready replica; `without`: a request whose end the ledger has not counted yet."""
-        self._fleet, self._version = fleet, fleet.version
-        pools = self.pools
-        heap: list[Entry] = []
-        for r in fleet.replicas.values():
-            if r.state != READY or (pools and r.pool not in pools):
+    def _settle(self, heap: list[Entry]) -> Entry:
+        """The top of a heap (never empty), after entries that were replaced are dropped and those too low are corrected."""
+        entries, tokens, recent = self._entries, self._tokens, self._recent
+        while True:
+            entry = heap[0]
+            r = entry[3]
+            if entries[r.id] is not entry:
+                heappop(heap)
                 continue
-            flight = r.flights.get(without) if without else None
-            work = r.in_flight_tokens - (flight[1] if flight else 0) if self._by_tokens else r.in_flight + 1 - (flight is not None)
-            heappush(heap, (work / r.weight, r.last_sent_seq, r.ordinal, r.id))
-        self._heap, self._latest, self._limit = heap, {e[3]: e for e in heap}, 8 * len(heap) + 64
+            score = r.in_flight_tokens if tokens else (r.in_flight + 1) / r.weight
+            seq = r.last_sent_seq if recent else 0
+            if score == entry[0] and seq == entry[1]:
+                return entry
+            entries[r.id] = fresh = (score, seq, r.ordinal, r)
+            heapreplace(heap, fresh)
+
+    def _pick_of_many(self, request: Request, fleet: Fleet, now: float) -> Choice | NoReplica:
+        """No heap, or one per weight and pool: the best of their tops."""
+        if not self._heaps:
+            return self._scan(request, fleet, now)
+        best: tuple[float, int, int, Replica] | None = None
+        for heap in self._heaps.values():
+            work, seq, ordinal, r = self._settle(heap)
+            entry = ((work + r.tokens.charge(request)) / r.weight, seq, ordinal, r)
+            if best is None or entry < best:
+                best = entry
+        assert best is not None
+        r = best[3]
+        if self.config.respect_slots and r.slots is not None and r.in_flight >= r.slots:
+            return self._scan(request, fleet, now)
+        return Choice(r.id, self._reason, best[0])
+
+    def _key(self, r: Replica) -> tuple[float, str]:
+        return (r.weight, r.pool) if self._tokens else (0.0, "")
+
+    def _rebuild(self, fleet: Fleet) -> None:
+        """One exact entry per ready replica."""
+        self._fleet, self._members = fleet, fleet.members
+        self._heaps, self._entries = {}, {}
+        slow_s, self._warm_s = self.config.slow_start_s, inf if self.config.ties == "random" else -inf
+        for r in fleet.serving(self.pools):
+            score = r.in_flight_tokens if self._tokens else (r.in_flight + 1) / r.weight
+            self._entries[r.id] = entry = (score, r.last_sent_seq if self._recent else 0, r.ordinal, r)
+            self._heaps.setdefault(self._key(r), []).append(entry)
+            if slow_s > 0 and r.ready_s is not None:
+                self._warm_s = max(self._warm_s, r.ready_s + slow_s + 1e-6)
+        for heap in self._heaps.values():
+            heapify(heap)
+        self._only = next(iter(self._heaps.values())) if len(self._heaps) == 1 else None
 
     def _scan(self, request: Request, fleet: Fleet, now: float) -> Choice | NoReplica:
-        pools = self._pools_of(fleet)
-        candidates = fleet.candidates(pools, request)
+        config = self.config
+        candidates = fleet.candidates(self.pools, request)
         if not candidates:
-            return NoReplica(fleet.absence(pools))
-        if self.config.respect_slots:
-            candidates = [r for r in candidates if r.slots is None or fleet.load(r.id, now) < r.slots]
+            return NoReplica(fleet.absence(self.pools, request.replica))
+        if config.respect_slots:
+            candidates = tuple(r for r in candidates if r.slots is None or fleet.load_of(r, now) < r.slots)
             if not candidates:
                 return NoReplica("all_full")
-        best = min(candidates, key=self._key(request, fleet, now))
-        reason = self._reason + ("+tried_again" if best.id in request.tried else "")
-        return Choice(best.id, reason, self._key(request, fleet, now)(best)[0])
-
-    def _key(self, request: Request, fleet: Fleet, now: float) -> Callable[[Replica], Key]:
-        slow_s = self.config.slow_start_s
-
-        def key(r: Replica) -> Key:
-            weight = r.weight
-            if slow_s > 0:
-                weight *= min(1.0, max(0.1, (now - r.ready_s) / slow_s))
-            work = r.in_flight_tokens if self._by_tokens else fleet.load(r.id, now) + 1
-            return work / weight, r.last_sent_seq, r.ordinal
-
-        return key
+        best, score = least_of(candidates, request, fleet, now, by=config.by, ties=config.ties, slow_start_s=config.slow_start_s,
+                               rng=self.rng)
+        return Choice(best.id, self._reason + ("+tried_again" if best.id in request.tried else ""), score)

@@ -19,28 +19,37 @@ class RoundRobinConfig:
 
 
 class RoundRobin:
-    """Every candidate's counter grows by its weight at `sent`, the chosen one's falls by the sum; the largest counter + weight is next."""
+    """Every candidate's counter grows by its weight at `sent`, the chosen one's falls by the sum; the largest counter + weight is next.
+
+    A new replica starts at 0, one that is gone is forgotten. O(candidates) per pick.
+    """
 
     def __init__(self, *, pools: tuple[str, ...] = ()) -> None:
         self.pools = pools
         self.needs: frozenset[str] = frozenset()
         self._counters: dict[str, float] = {}
-        self._picked: list[tuple[str, float]] = []
+        self._fleet: Fleet | None = None
 
     def pick(self, request: Request, fleet: Fleet, now: float) -> Choice | NoReplica:
-        pools = self.pools or tuple(dict.fromkeys(r.pool for r in fleet.replicas.values()))
-        candidates = fleet.candidates(pools, request)
+        self._fleet = fleet
+        candidates = fleet.candidates(self.pools, request)
         if not candidates:
-            return NoReplica(fleet.absence(pools))
-        best = min(candidates, key=lambda r: (-(self._counters.get(r.id, 0.0) + r.weight), r.ordinal))
-        self._picked = [(r.id, r.weight) for r in candidates]
-        return Choice(best.id, "round_robin")
+            return NoReplica(fleet.absence(self.pools, request.replica))
+        counters, best, most = self._counters, candidates[0], float("-inf")
+        for r in candidates:
+            if (counter := counters.get(r.id, 0.0) + r.weight) > most:
+                best, most = r, counter
+        return Choice(best.id, "round_robin+tried_again" if best.id in request.tried else "round_robin")
 
     def sent(self, request: Request, choice: Choice, now: float) -> None:
-        counters = self._counters
-        for id, weight in self._picked:
-            counters[id] = counters.get(id, 0.0) + weight
-        counters[choice.replica] = counters.get(choice.replica, 0.0) - sum(weight for _, weight in self._picked)
+        """The turn is taken: counters move, over the candidates that this request has."""
+        if self._fleet is None:
+            return
+        counters, total = self._counters, 0.0
+        for r in self._fleet.candidates(self.pools, request):
+            counters[r.id] = counters.get(r.id, 0.0) + r.weight
+            total += r.weight
+        counters[choice.replica] = counters.get(choice.replica, 0.0) - total
 
     def done(self, request: Request, replica: str, outcome: str, now: float) -> None:
         """Ends do not matter to a rotation."""
