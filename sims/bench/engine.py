@@ -46,7 +46,7 @@ def reference_loop(n: int) -> float:
 def ours(scenario: Scenario) -> tuple[float, dict[str, Any]]:
     """CPU seconds of one whole run, building of control, source and fleet included, and what was simulated."""
     start = time.process_time()
-    run = scenario.run(progress=False)
+    run = scenario.run()
     cpu_s = time.process_time() - start
     values = run.summary().to_dict()
     requests = run.requests
@@ -100,7 +100,7 @@ def main() -> int:
         if tokens is not None and int(tokens) != simulated["output_tokens"]:
             print(f"{name:<17}no ratio: it simulated {tokens} output tokens, we {simulated['output_tokens']}")
             continue
-        peer_us = answer["speed"]["cpu_s"] / n * 1e6
+        peer_us = (answer["speed"].get("cpu_s") or answer["speed"]["loop_cpu_s"]) / n * 1e6
         result["speed"][name] = peer_us
         print(f"{name:<17}{peer_us:8.1f} us CPU a request   windtunnel / it = {us / peer_us:.3f}")
     print(f"simulated        {json.dumps(simulated)}")

@@ -113,7 +113,7 @@ def test_controls_that_cannot_be() -> None:
 
 def test_RC_2_a_header_builds_an_equal_control() -> None:
     spec = ControlSpec.model_validate({"queue": {"kind": "fifo"}, "routing": {"kind": "random"}})
-    header = {"control": header_spec(spec, POOLS, {"ttft_s": 1.0}), "seed": 3, "replication": 1}
+    header = {"control": header_spec(spec, POOLS, {"ttft_s": 1.0}), "seed": 3, "replication": 1, "level": "full"}
     again = control_from_header(header)
     assert isinstance(again.lanes[0].queue, FifoQueue)
     assert again.lanes[0].pools == ("chat",)

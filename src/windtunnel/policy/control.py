@@ -65,6 +65,7 @@ class Control:
         self._planner_events: frozenset[type] = planner.events if planner else frozenset()
         if planner:
             planner.waiting = self.waiting
+            flow.planned = True
         self._on = {
             Arrived: flow.arrived, Finished: flow.finished, Failed: flow.failed, Cancelled: flow.cancelled, FirstToken: flow.first_token,
             ReplicaBooting: self._booting, ReplicaReady: self._ready, ReplicaGone: self._gone, Scraped: self._scraped, Woke: self._woke,

@@ -39,6 +39,7 @@ class Flow:
         self.expected: dict[str, int] = {}  # replicas that the planner has asked for, by pool
         self.late_events = 0
         self.stopped = False
+        self.planned = False  # does a planner size the pools? Then an empty lane can come to life
         self.tracks_first_token = settings.attempts > 1 or settings.first_token_s is not None or settings.cancel_late
         self._groups: dict[str, Group] = {}
         self.dirty: list[Lane] = []
@@ -339,7 +340,7 @@ class Flow:
     def _alive(self, lane: Lane) -> bool:
         """Is a replica there, or coming: booting, draining, or planned?"""
         fleet, pools = self.fleet, lane.pools
-        return bool(fleet.ready_count(pools) or fleet.coming_count(pools) or any(self.expected.get(p, 0) > 0 for p in pools))
+        return self.planned or bool(fleet.ready_count(pools) or fleet.coming_count(pools) or any(self.expected.get(p, 0) > 0 for p in pools))
 
     def _no_replica(self, lane: Lane) -> None:
         """Nothing serves this lane and nothing is coming: all that wait in it end now, in order of arrival."""

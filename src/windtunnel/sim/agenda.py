@@ -28,3 +28,8 @@ class Agenda(simpy.Environment):
     def at(self, when: float, order: int, callback: Callable[[Any], None]) -> None:
         """Call `callback(event)` at the absolute time `when` (s, not before now); equal times by `order`, then as scheduled."""
         heappush(self._queue, (when, order, next(self._eid), _Call(callback)))  # type: ignore[misc, arg-type]
+
+    def quiet_at(self, when: float) -> bool:
+        """Is nothing else due at `when` or before?"""
+        queue = self._queue
+        return not queue or queue[0][0] > when

@@ -1,4 +1,4 @@
-"""One simulated engine: continuous batching with chunked prefill and KV blocks, as vLLM v1 schedules it.
+"""One simulated engine: continuous batching with chunked prefill, KV blocks, preemption and prefix cache.
 
 It costs per *change of batch*, not per token: between changes a run of k steps is closed form, `t0 + k·A + B·k(k-1)/2`, exact for every
 step. An arrival that can be admitted cuts the run at the next step boundary.
@@ -6,545 +6,356 @@ step. An arrival that can be admitted cuts the run at the next step boundary.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from heapq import heappop, heappush
-from math import isfinite, sqrt
+from math import inf
 from typing import Any
 
-from windtunnel.errors import ConfigValueError, ModelStepTimeError
-from windtunnel.events import fact
+from windtunnel.errors import ModelStepTimeError
 from windtunnel.policy.param import check_number
 from windtunnel.sim.agenda import COMPLETION, STEP_START, Agenda
-from windtunnel.sim.kv import Blocks
+from windtunnel.sim.attempt import GONE, RUNNING, WAITING, Attempt, EngineState, Refusal
+from windtunnel.sim.batching import sarathi, vllm
+from windtunnel.sim.batching.members import Members
+from windtunnel.sim.batching.progress import Progress
+from windtunnel.sim.engine_config import EngineConfig, HostCosts
+from windtunnel.sim.jump import first_boundary, span, steps_ended
 from windtunnel.sim.stepmodels.model import Batch, StepModel
 
+__all__ = ["Attempt", "EngineConfig", "EngineState", "HostCosts", "Refusal", "SimEngine"]
 
-@dataclass(frozen=True, slots=True)
-class EngineConfig:
-    """max_num_seqs: requests running at once; max_num_batched_tokens: tokens per step; num_blocks None: as many as are needed;
-    watermark: share of blocks kept free at admission; reserve_full_input: blocks for the whole prompt must be free to admit it;
-    max_queued_requests: beyond it a request is refused with `reject_status`; host_*: seconds added to every step."""
-
-    policy: str = "vllm"
-    max_num_seqs: int = 256
-    max_num_batched_tokens: int = 2048
-    block_size: int = 16
-    num_blocks: int | None = None
-    max_model_len: int | None = None
-    watermark: float = 0.0
-    reserve_full_input: bool = True
-    chunked_prefill: bool = True
-    max_queued_requests: int | None = None
-    reject_status: int = 503
-    host_step_s: float = 0.0
-    host_step_per_seq_s: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.policy != "vllm":
-            raise ConfigValueError("policy", f'unknown batching policy "{self.policy}"', hint='write "vllm"')
-        for name in ("max_num_seqs", "max_num_batched_tokens", "block_size"):
-            check_number(name, getattr(self, name), lo=1, whole=True)
-        for name in ("num_blocks", "max_model_len"):
-            if getattr(self, name) is not None:
-                check_number(name, getattr(self, name), lo=1, whole=True)
-        if self.max_queued_requests is not None:
-            check_number("max_queued_requests", self.max_queued_requests, lo=0, whole=True)
-        check_number("reject_status", self.reject_status, lo=400, hi=599, whole=True)
-        check_number("watermark", self.watermark, lo=0.0, below=1.0)
-        check_number("host_step_s", self.host_step_s, lo=0.0)
-        check_number("host_step_per_seq_s", self.host_step_per_seq_s, lo=0.0)
-        if self.max_num_batched_tokens < self.max_num_seqs:
-            short = f"{self.max_num_batched_tokens} tokens a step cannot serve {self.max_num_seqs} sequences"
-            raise ConfigValueError("max_num_batched_tokens", short)
+COMPOSE: dict[str, Callable[[Members], bool]] = {"vllm": vllm.compose, "sarathi": sarathi.compose}
+_NEVER = -1.0
+_NOTHING: list[Any] = []  # never filled
 
 
-@fact
-class Refusal:
-    """The engine did not take a request."""
+class _RunEnd:
+    """The agenda's event for the end of a run: one object serves an engine for good, each firing gives it its callbacks back."""
 
-    status: int
-    reason: str
-    retry_after_s: float | None = None
+    __slots__ = ("_ok", "callbacks")
 
-
-@fact
-class EngineState:
-    """What an engine looks like at one instant. generated: output tokens so far, of all requests ever."""
-
-    running: int
-    waiting: int
-    kv_used_fraction: float | None
-    generated: int
+    def __init__(self) -> None:
+        self._ok = True
+        self.callbacks: Any = None
 
 
-class Attempt:
-    """One attempt in an engine. Token counts; times in run s, filled in by the engine."""
+class SimEngine(Progress):
+    """One replica's engine on an agenda. At most one live agenda entry; that of a run that was cut short finds another `_due`.
+
+    on_finish, on_cancelled, on_first, on_started are called with the attempt, when the engine is consistent; they may submit and cancel.
+    step_every: an event per step (for tests); check: assert conservation after every run; pieces: keep what token times are made from.
+    """
 
     __slots__ = (
-        "base", "blocks", "cached_tokens", "cancelled", "computed", "dispatch", "end_mark", "finished_s", "first_token_s", "generated", "held", "id",
-        "order", "output", "preemptions", "priority", "prompt", "recomputed_tokens", "started_s", "submitted_s",
+        "_A", "_B", "_agenda_queue", "_batch", "_check", "_compose", "_due", "_eid", "_ended", "_host_seq_s", "_host_step_s", "_on_finish",
+        "_on_first", "_run_end", "_slowed", "_speed", "_start_pending", "_step_every", "_t0", "busy_s", "events", "model", "prompt_tokens",
+        "steps",
     )
-
-    def __init__(self, id: str, dispatch: int, prompt: int, output: int, priority: int = 0, blocks: tuple[int, ...] | None = None) -> None:
-        self.id, self.dispatch, self.prompt, self.output, self.priority, self.blocks = id, dispatch, prompt, output, priority, blocks
-        self.submitted_s = 0.0
-        self.started_s: float | None = None
-        self.first_token_s: float | None = None
-        self.finished_s: float | None = None
-        self.cached_tokens = self.preemptions = self.recomputed_tokens = self.generated = 0
-        self.computed = self.held = self.order = 0
-        self.base = 0  # while decoding: computed = base + D
-        self.end_mark = -1  # while decoding: the D at which it ends; -1 otherwise
-        self.cancelled = False
-
-    @property
-    def target(self) -> int:
-        """Tokens to prefill: the prompt, and after a preemption what had been generated too."""
-        return self.prompt + self.generated
-
-
-class SimEngine:
-    """At most one live agenda entry per engine; a re-timed run leaves its old entry to be ignored by version.
-
-    D counts steps; a decoding request keeps `base` (computed = base + D) and `end_mark`, so a step touches no request.
-    """
 
     def __init__(self, name: str, config: EngineConfig, model: StepModel, agenda: Agenda, *, on_finish: Callable[[Attempt], None],
                  on_cancelled: Callable[[Attempt], None], on_first: Callable[[Attempt], None] | None = None,
-                 on_started: Callable[[Attempt], None] | None = None, step_every: bool = False, check: bool = False) -> None:
-        self.name, self.config, self.model, self.agenda = name, config, model, agenda
-        self._on_finish, self._on_cancelled, self._on_first, self._on_started = on_finish, on_cancelled, on_first, on_started
+                 on_started: Callable[[Attempt], None] | None = None, step_every: bool = False, check: bool = False,
+                 pieces: bool = False) -> None:
+        super().__init__(name, config, agenda, on_cancelled, on_started, pieces=pieces)
+        self.model, self._on_finish, self._on_first = model, on_finish, on_first
         self._step_every, self._check = step_every, check
-        self.kv = Blocks(config.block_size, config.num_blocks)
-        self._reserve = int(config.watermark * config.num_blocks) if config.num_blocks else 0
-        self._waiting: deque[Attempt] = deque()
-        self._running: dict[tuple[str, int], Attempt] = {}  # in admission order
-        self._marks: list[tuple[int, int, Attempt]] = []
-        self._partial: Attempt | None = None  # the one request whose prefill is not complete; always the last admitted
-        self._chunks: list[tuple[Attempt, int]] = []  # of the step or run under way
-        self._batch = Batch()
-        self._orders = 0
-        self.D = self.b = self.K = 0
-        self._t0 = self._A = self._B = 0.0
-        self._k = self._version = 0
-        self._stepping = self._start_pending = False
-        self._cancels = False
+        self._compose = COMPOSE[config.policy]
+        self._host_step_s, self._host_seq_s = config.host.step_s, config.host.step_per_seq_s
         self._speed = 1.0
-        self.steps = self.events = self.preemptions = 0
-        self.output_tokens = self.prompt_tokens = self.prefix_hit_blocks = self.prefix_query_blocks = 0
+        self._slowed = bool(self._host_step_s or self._host_seq_s)
+        self._run_end, self._ended = _RunEnd(), [self._end]
+        self._agenda_queue: list[Any] = agenda._queue
+        self._eid = agenda._eid
+        self._batch = Batch()
+        self._t0 = self._A = self._B = 0.0
+        self._due = _NEVER  # when the current run ends
+        self._start_pending = False
+        self.steps = self.events = self.prompt_tokens = 0
         self.busy_s = 0.0
 
     # -- from outside -------------------------------------------------------------------------------------------------------------
 
     @property
     def idle(self) -> bool:
-        return not self._running and not self._waiting
+        return not self._here
 
     @property
     def load(self) -> int:
         """Requests here, running or waiting."""
-        return len(self._running) + len(self._waiting)
+        return len(self._here)
+
+    @property
+    def sequence_steps(self) -> int:
+        """Σ over steps of the requests in the batch; divided by `steps`, the mean batch."""
+        return self.output_tokens - self._prefills + self._chunk_steps
+
+    @property
+    def running(self) -> int:
+        return len(self._running)
+
+    @property
+    def waiting(self) -> int:
+        return self._waiting
 
     def submit(self, a: Attempt) -> Refusal | None:
         """Take an attempt now, or refuse it: too long for the context or the KV cache (400), queue full (`reject_status`)."""
-        config = self.config
-        longest = a.prompt + max(1, a.output) - 1
-        if config.max_model_len is not None and a.prompt + a.output > config.max_model_len:
-            return Refusal(400, "context_length_exceeded")
-        if config.num_blocks is not None and self.kv.blocks_for(longest) > config.num_blocks - self._reserve:
-            return Refusal(400, "kv_capacity_exceeded")
-        if not config.chunked_prefill and longest > config.max_num_batched_tokens:
-            return Refusal(400, "context_length_exceeded")
-        if config.max_queued_requests is not None and len(self._waiting) >= config.max_queued_requests and not self._admits_at_once(a):
-            return Refusal(config.reject_status, "engine_queue_full")
-        now = self.agenda.now
-        a.submitted_s = now
-        alone = not self._waiting
-        self._waiting.append(a)
+        if a.prompt + a.output > self._longest:
+            refusal = self._refusal(a)
+            if refusal is not None:
+                return refusal
+        if a.blocks is not None and self.cache is not None and len(a.blocks) < a.prompt // self._hash_tokens:
+            self._wrong_hashes(a)
+        now = a.submitted_s = self.agenda._now
+        self._here[a.id, a.dispatch] = a
         self.prompt_tokens += a.prompt
-        if self._stepping:
-            if alone and self._could_admit(a):
-                self._cut(now)
+        self._queue.append(a)
+        self._waiting += 1
+        if self._due != _NEVER:
+            if self._k > 1 and self._waiting == 1:
+                self._cut_for(a, now)
         elif not self._start_pending:
-            self._schedule_start(now)
+            self._start_pending = True
+            self.agenda.at(now, STEP_START, self._start)
         return None
 
     def cancel(self, attempt_id: str, dispatch: int) -> bool:
         """Waiting: gone now. Running: at the end of the current step. Unknown or finished: False."""
-        a = self._running.get((attempt_id, dispatch))
-        if a is not None:
-            a.cancelled = self._cancels = True
-            if self._stepping:
-                self._cut(self.agenda.now)
+        a = self._here.get((attempt_id, dispatch))
+        if a is None:
+            return False
+        if a.state == RUNNING:
+            if not a.cancelled:
+                a.cancelled = True
+                self._cancels.append(a)
+                self._cut(self.agenda._now)
             return True
-        for a in self._waiting:
-            if a.id == attempt_id and a.dispatch == dispatch:
-                self._waiting.remove(a)
-                self._on_cancelled(a)
-                return True
-        return False
+        first = self._head() is a
+        a.state = GONE
+        del self._here[attempt_id, dispatch]
+        self._waiting -= 1
+        self._waiting_tokens -= a.held
+        if first and self._waiting and self._due != _NEVER and self._k > 1:
+            self._cut_for(self._head(), self.agenda._now)
+        self._on_cancelled(a)
+        return True
 
     def drop_all(self, reason: str) -> list[Attempt]:
-        """The replica is lost: everything here is dropped, in admission then queue order."""
-        dropped = [*self._running.values(), *self._waiting]
-        self._running.clear()
-        self._waiting.clear()
-        self._marks.clear()
-        self._chunks.clear()
-        self._partial = None
-        self.b = self.K = 0
+        """The replica is lost (`reason` is for the caller's record): everything here is dropped, in admission then queue order."""
+        if self._due != _NEVER:
+            self._due = _NEVER
+            self._lose(steps_ended(self._t0, self._A, self._B, self.agenda._now, self._k))
+        running = list(self._running.values())
+        for a in running:
+            if a.end_mark >= 0:
+                a.generated = a.output - (a.end_mark - self.D)
+        waiting = [a for a in (*reversed(self._returned), *self._queue) if a.state == WAITING]
+        for store in (self._here, self._running, self._marks, self._queue, self._returned, self._chunks, self._cancels, self._started):
+            store.clear()
+        self.partial = None
+        self._waiting = self._waiting_tokens = 0
+        self._start_pending = False
         self.kv.clear()
-        self._version += 1
-        self._stepping = self._start_pending = self._cancels = False
-        return dropped
+        if self.cache is not None:
+            self.cache.clear()
+        return running + waiting
+
+    def _lose(self, k: int) -> None:
+        """Count the k steps of the current run that had ended; the one under way is lost."""
+        if self.pieces is not None:
+            self.pieces.add(self.D, k, self.kv.n, self._t0, self._A, self._B)
+        self.D += k
+        self.steps += k
+        self.output_tokens += k * self.kv.n
+        self.busy_s += self.agenda._now - self._t0
 
     def set_speed(self, factor: float) -> None:
         """Step seconds are multiplied by `factor` from the next step on."""
         check_number("factor", factor, above=0.0)
-        self._speed = factor
-        if self._stepping:
-            self._cut(self.agenda.now)
+        self._speed, self._slowed = factor, True
+        self._cut(self.agenda._now)
 
     def state_at(self, t: float) -> EngineState:
         """Closed form for any t inside the current run (or now); changes nothing."""
-        j = self._steps_done_by(t) if self._stepping else 0
-        used = self.kv.used + self.kv.growth(self.D, j, self.b) if j and not self._chunks else self.kv.used
-        total = self.kv.total
-        return EngineState(len(self._running), len(self._waiting), None if total is None else used / total, self.output_tokens + j * self.b)
+        kv, D, used = self.kv, self.D, 0
+        ended = 0
+        if self._due != _NEVER:
+            ended = steps_ended(self._t0, self._A, self._B, t, self._k)
+        if kv.total is not None:
+            scheduled = min(ended + 1, self._k) if self._due != _NEVER else 0
+            used = kv.used(D + scheduled)
+            for a, q in self._chunks if scheduled > 1 else ():
+                used += kv.blocks_for(a.computed + q * scheduled) - kv.blocks_for(a.computed + q)
+        fraction = None if kv.total is None else used / kv.total
+        return EngineState(len(self._running), self._waiting, fraction, self.output_tokens + ended * kv.n)
 
-    # -- one boundary after the other ---------------------------------------------------------------------------------------------
+    # -- one run after the other ----------------------------------------------------------------------------------------------------
 
-    def _schedule_start(self, now: float) -> None:
-        self._start_pending = True
-        version = self._version
-        self.agenda.at(now, STEP_START, lambda _: self._start() if version == self._version else None)
-
-    def _start(self) -> None:
-        """Compose the next step or run: continue the partial prefill, make room for the decodes, admit who fits."""
+    def _start(self, _: object = None) -> None:
+        """Compose the next step and launch as many like it as nothing can change in."""
+        if not self._start_pending:
+            return
         self._start_pending = False
         if self._cancels:
             self._let_go()
-        config, chunks = self.config, self._chunks
-        chunks.clear()
-        preempted = self._make_room()
-        budget = config.max_num_batched_tokens - self.b
-        partial = self._partial
-        if partial is not None:
-            q = min(partial.target - partial.computed, budget)
-            chunks.append((partial, q))
-            self._grow(partial, partial.computed + q)
-            budget -= q
-        if not preempted:
-            budget = self._admit(budget)
-        if not self._running:
-            return
-        self._launch()
-
-    def _admit(self, budget: int) -> int:
-        """From the head of the queue while sequences, tokens and blocks last; the first one that does not fit stops it."""
-        config, waiting, running, kv = self.config, self._waiting, self._running, self.kv
-        now = self.agenda.now
-        while waiting and budget > 0 and len(running) < config.max_num_seqs and self._partial_fits_behind():
-            a = waiting[0]
-            target = a.target
-            q = target if target <= budget else budget
-            if q < target and not config.chunked_prefill:
-                break
-            if kv.total is not None:
-                free = kv.total - kv.used - self._spoken_for() - self._reserve
-                if kv.blocks_for(target if config.reserve_full_input else q) > free:
-                    break
-            waiting.popleft()
-            self._orders += 1
-            a.order = self._orders
-            running[(a.id, a.dispatch)] = a
-            if a.started_s is None:
-                a.started_s = now
-                if self._on_started is not None:
-                    self._on_started(a)
-            self._chunks.append((a, q))
-            self._grow(a, q)
-            budget -= q
-            if q < target:
-                self._partial = a
-        return budget
-
-    def _partial_fits_behind(self) -> bool:
-        """Nobody is admitted behind a prefill that will not complete in this step."""
-        if self._partial is None:
-            return True
-        last, q = self._chunks[-1]
-        return last is not self._partial or last.computed + q == last.target
-
-    def _spoken_for(self) -> int:
-        """Blocks that the decodes of this very step take."""
-        return self.kv.growth(self.D, 1, self.b)
-
-    def _grow(self, a: Attempt, tokens: int) -> None:
-        """Blocks for `tokens` computed tokens of a prefilling request."""
-        held = self.kv.blocks_for(tokens)
-        self.kv.used += held - a.held
-        a.held = held
-
-    def _make_room(self) -> bool:
-        """Preempt the last admitted while this step's decodes and partial prefill need more blocks than are free."""
         kv = self.kv
-        if kv.total is None:
-            return False
-        preempted = False
-        while self._running:
-            need = kv.growth(self.D, 1, self.b)
-            partial = self._partial
-            if partial is not None:
-                q = min(partial.target - partial.computed, self.config.max_num_batched_tokens - self.b)
-                need += kv.blocks_for(partial.computed + q) - partial.held
-            if need <= kv.total - kv.used:
-                break
-            self._preempt(next(reversed(self._running.values())))
-            preempted = True
-        return preempted
-
-    def _preempt(self, a: Attempt) -> None:
-        """Recompute: blocks freed, back to the front of the queue; what it had generated is prefilled again, not emitted again."""
-        self._leave(a)
-        a.recomputed_tokens += a.computed
-        a.computed = 0
-        a.preemptions += 1
-        self.preemptions += 1
-        self._waiting.appendleft(a)
-
-    def _leave(self, a: Attempt) -> None:
-        """Out of the running set, its counters brought up to date and its blocks free."""
-        del self._running[(a.id, a.dispatch)]
-        if a.end_mark >= 0:
-            a.generated = a.output - (a.end_mark - self.D)
-            a.computed = a.base + self.D
-            self.kv.leave(a.base)
-            a.held = self.kv.blocks_for(a.computed)
-            self.b -= 1
-            self.K -= a.prompt + a.generated
-            a.end_mark = -1
-        elif a is self._partial:
-            self._partial = None
-        self.kv.used -= a.held
-        a.held = 0
-
-    def _let_go(self) -> None:
-        """Cancelled requests leave at a boundary."""
-        self._cancels = False
-        for a in [a for a in self._running.values() if a.cancelled]:
-            self._leave(a)
-            self._on_cancelled(a)
-
-    def _launch(self) -> None:
-        """Start the run: as many equal steps as nothing can change in."""
-        batch, chunks, now = self._batch, self._chunks, self.agenda.now
-        b = self.b
-        k = 1
-        batch.decode_seqs, batch.decode_kv, batch.sequences = b, self.K, b + len(chunks)
-        if chunks:
-            batch.prefill = [(q, a.computed) for a, q in chunks]
-            tokens = b
-            sampled = b
-            for a, q in chunks:
-                tokens += q
-                sampled += a.computed + q == a.target
-            batch.tokens, batch.sampled = tokens, sampled
-            if len(chunks) == 1 and not self._step_every:
-                k = self._prefill_run_length(*chunks[0])
+        once = self._step_every
+        if (self._waiting or self.partial is not None) and self._compose(self):
+            once = True  # somebody lost its blocks: at the next boundary it may be admitted again
+        batch = self._batch
+        if self._chunks:
+            k = 1 if once or self.partial is None else self._chunk_run()
+            b = kv.n
+            self._fill(batch, b)
+        elif kv.n:
+            marks = self._marks
+            while marks[0][2].end_mark != marks[0][0]:
+                heappop(marks)
+            k = 1 if once else marks[0][0] - self.D
+            if kv.total is not None and kv.base_sum + kv.n * (self.D + k + kv.size) > (kv.total - kv.fixed) * kv.size:
+                k = self._tight(k)
+            b = batch.tokens = batch.sampled = batch.sequences = kv.n
+            batch.prefill = _NOTHING
         else:
-            batch.prefill = []
-            batch.tokens = batch.sampled = b
-            if not self._step_every:
-                marks = self._marks
-                while marks[0][2].end_mark != marks[0][0]:
-                    heappop(marks)
-                k = self.kv.affordable(self.D, marks[0][0] - self.D, b)
+            return
+        batch.decode_seqs = b
+        batch.decode_kv = kv.base_sum + b * (self.D + 1)
         A, B, k = self.model.run(batch, k)
-        config = self.config
-        A = (A + config.host_step_s + config.host_step_per_seq_s * batch.sequences) * self._speed
-        if not (isfinite(A) and A > 0.0 and isfinite(B)):
-            raise ModelStepTimeError(f"{type(self.model).__name__} gave {A!r} s for a step of {batch}")
-        self._t0, self._A, self._B, self._k = now, A, B * self._speed, k
-        self._stepping = True
-        self._time_end()
+        if self._slowed:
+            A = (A + self._host_step_s + self._host_seq_s * batch.sequences) * self._speed
+            B *= self._speed
+        if not (0.0 < A < inf and 0.0 < A + B * (k - 1) < inf):
+            raise ModelStepTimeError(f"{type(self.model).__name__} gave {A!r} + {B!r}·j s for {k} steps of {batch}")
+        self._t0 = now = self.agenda._now
+        self._A, self._B, self._k = A, B, k
+        self.events += 1
+        self._due = due = now + (k * A + B * (k * (k - 1) * 0.5))
+        self._run_end.callbacks = self._ended
+        heappush(self._agenda_queue, (due, COMPLETION, next(self._eid), self._run_end))
+        if self._started:
+            self._tell_started()
 
-    def _prefill_run_length(self, a: Attempt, q: int) -> int:
-        """A long prompt takes the whole budget of every step, so nobody can be admitted before its last chunk."""
-        rest = a.target - a.computed
-        if q == rest or self.b + q < self.config.max_num_batched_tokens:
+    def _tight(self, k: int) -> int:
+        """Blocks are scarce: preempt if not even the next step has enough, and no run beyond what there is."""
+        if self.make_room():
             return 1
-        k = (rest - 1) // q  # full chunks before the last one
-        if self.b:
+        return self.kv.affordable(self.D, k)
+
+    def _fill(self, batch: Batch, b: int) -> None:
+        """Describe a step with prefill."""
+        tokens = sampled = b
+        batch.prefill = prefill = []
+        for a, q in self._chunks:
+            prefill.append((q, a.computed))
+            tokens += q
+            if a.computed + q == a.target:
+                sampled += 1
+        batch.tokens, batch.sampled, batch.sequences = tokens, sampled, b + len(prefill)
+
+    def _tell_started(self) -> None:
+        started, self._started = self._started, []
+        for a in started:
+            self._on_started(a)  # type: ignore[misc]
+
+    def _chunk_run(self) -> int:
+        """Steps of a long prompt that takes the whole budget of each: nobody can be admitted before its last chunk."""
+        a, q = self._chunks[0]
+        kv = self.kv
+        k = (a.target - a.computed - 1) // q
+        if len(self._chunks) > 1 or k < 2 or kv.n + q < self.budget:
+            return 1
+        if kv.n:
             marks = self._marks
             while marks[0][2].end_mark != marks[0][0]:
                 heappop(marks)
             k = min(k, marks[0][0] - self.D)
+        lo, taken = 1, kv.blocks_for(a.computed + q)
+        while lo < k:
+            mid = (lo + k + 1) // 2
+            if kv.fits(self.D + mid, kv.blocks_for(a.computed + q * mid) - taken):
+                lo = mid
+            else:
+                k = mid - 1
+        return lo
+
+    def _cut_for(self, a: Attempt, now: float) -> None:
+        """End the run at the next boundary if the first in line could be admitted there. Blocks only get fewer while the run lasts."""
         kv = self.kv
-        if kv.total is not None:
-            free = kv.total - kv.used
-            while k > 1 and kv.growth(self.D, k, self.b) + kv.blocks_for(a.computed + q * k) - a.held > free:
-                k -= 1
-        return max(1, k)
-
-    def _time_end(self) -> None:
-        self._version += 1
-        version, k = self._version, self._k
-        self.events += 1
-        self.agenda.at(self._t0 + (k * self._A + self._B * (k * (k - 1) * 0.5)), COMPLETION,
-                       lambda _: self._end_run() if version == self._version else None)
-
-    def _span(self, k: int) -> float:
-        return k * self._A + self._B * (k * (k - 1) * 0.5)
-
-    # -- cutting a run ------------------------------------------------------------------------------------------------------------
-
-    def _admits_at_once(self, a: Attempt) -> bool:
-        """Would this request be admitted at the next boundary, without waiting behind anyone?"""
-        return not self._waiting and self._could_admit(a)
-
-    def _could_admit(self, a: Attempt) -> bool:
-        config, kv = self.config, self.kv
-        if len(self._running) >= config.max_num_seqs:
-            return False
-        if not self._stepping:
-            return True
-        if self._k > 1 and self._chunks:
-            return False  # a long prefill takes every token of these steps
-        if kv.total is None:
-            return True
-        j = min(self._k, self._steps_needed(self.agenda.now - self._t0))
-        grown = kv.growth(self.D, j, self.b)
-        need = kv.blocks_for(a.target if config.reserve_full_input else min(a.target, config.max_num_batched_tokens))
-        return need <= kv.total - kv.used - grown - self._reserve or bool(self._chunks)
-
-    def _steps_needed(self, gap: float) -> int:
-        """Smallest j >= 1 with T(j) >= gap."""
-        A, B = self._A, self._B
-        if gap <= A:
-            return 1
-        if B:
-            p = A - B * 0.5
-            inside = p * p + 2.0 * B * gap
-            j = int((sqrt(inside) - p) / B) if inside > 0.0 else 1
-        else:
-            j = int(gap / A)
-        j = max(1, j)
-        while self._span(j) < gap:
-            j += 1
-        while j > 1 and self._span(j - 1) >= gap:
-            j -= 1
-        return j
-
-    def _steps_done_by(self, t: float) -> int:
-        """Whole steps of the current run that have ended at t."""
-        gap = t - self._t0
-        if gap <= 0.0:
-            return 0
-        j = self._steps_needed(gap)
-        return min(self._k, j if self._span(j) <= gap else j - 1)
+        if self._chunks or len(self._running) >= self._max_seqs or kv.n >= self.budget:
+            return
+        j = first_boundary(self._t0, self._A, self._B, now)
+        if j >= self._k:
+            return
+        if not self.config.chunked_prefill and a.target - self._hits(a) * self._hash_tokens > self.budget - kv.n:
+            return
+        D = self.D + j + 1  # blocks that the step after the boundary takes for those who run come first
+        if kv.surely_fits(D, -(-a.target // kv.size) + self._reserve) or self._has_room(a, D, self._hits(a), self.budget - kv.n):
+            self._shorten(j)
 
     def _cut(self, now: float) -> None:
-        """The run ends at the first boundary that is not before `now`."""
-        if self._k > 1:
-            j = self._steps_needed(now - self._t0)
+        """End the run at the first boundary that is not before `now`."""
+        if self._due != _NEVER and self._k > 1:
+            j = first_boundary(self._t0, self._A, self._B, now)
             if j < self._k:
-                self._k = j
-                self._time_end()
+                self._shorten(j)
+
+    def _shorten(self, k: int) -> None:
+        self._k = k
+        self.events += 1
+        self._due = due = self._t0 + span(self._A, self._B, k)
+        heappush(self._agenda_queue, (due, COMPLETION, next(self._eid), self._run_end))
 
     # -- the end of a run ---------------------------------------------------------------------------------------------------------
 
-    def _end_run(self) -> None:
-        """Carry k steps out at once: finishes in admission order, then first tokens, then the next boundary."""
-        k, now, kv = self._k, self.agenda.now, self.kv
-        chunks = self._chunks
-        self._stepping = False
-        self._version += 1
-        self.steps += k
-        self.busy_s += self._span(k)
-        b = self.b
-        if b:
-            kv.used += kv.growth(self.D, k, b)
-            self.K += b * k
-            self.output_tokens += b * k
+    def _end(self, event: _RunEnd) -> None:
+        """Carry k steps out at once: finishes in admission order, then first tokens, then the next step."""
+        event.callbacks = self._ended
+        agenda = self.agenda
+        now = agenda._now
+        if now != self._due:
+            return  # a run that was cut short
+        self._due = _NEVER
+        self._start_pending = True  # what the callbacks submit finds the start coming
+        k = self._k
+        if self.pieces is not None:
+            self.pieces.add(self.D, k, self.kv.n, self._t0, self._A, self._B)
         self.D += k
-        finished = self._finish_marks(now) if b else []
-        firsts = self._finish_chunks(k, now, finished) if chunks else ()
-        chunks.clear()
-        if len(finished) > 1:
-            finished.sort(key=_by_order)
-        on_finish = self._on_finish
-        if self._on_first is not None:
-            for a in finished:
-                if a.first_token_s == now:
-                    self._on_first(a)
-        for a in finished:
-            on_finish(a)
-        if self._on_first is not None:
-            for a in firsts:
-                self._on_first(a)
+        self.steps += k
+        self.output_tokens += k * self.kv.n
+        self.busy_s += now - self._t0
+        if k > 1 and self._chunks:
+            a, q = self._chunks[0]
+            self._grow(a, a.computed + q * k)
+        marks = self._marks
+        if marks and marks[0][0] <= self.D:
+            finished = self._finish_marks(now)
+            firsts = self._finish_chunks(now, finished) if self._chunks else _NOTHING
+            if self._on_first is not None:
+                self._tell(finished, firsts, now)
+            else:
+                for a in finished:
+                    self._on_finish(a)
+        elif self._chunks:
+            finished = []
+            firsts = self._finish_chunks(now, finished)
+            if finished or self._on_first is not None:
+                self._tell(finished, firsts, now)
+        if self._cancels:
+            self._let_go()
         if self._check:
             self._assert_conserved()
-        if not self._start_pending and not self._stepping and (self._running or self._waiting):
-            self._schedule_start(now)
+        if not self._here:
+            self._start_pending = False
+        elif self._agenda_queue and self._agenda_queue[0][0] <= now:
+            agenda.at(now, STEP_START, self._start)  # others happen at this very time, and may submit
+        else:
+            self._start()
 
-    def _finish_marks(self, now: float) -> list[Attempt]:
-        marks, D = self._marks, self.D
-        finished = []
-        while marks and marks[0][0] <= D:
-            mark, _, a = heappop(marks)
-            if a.end_mark != mark:
-                continue
-            self._leave(a)
-            a.finished_s = now
-            finished.append(a)
-        return finished
-
-    def _finish_chunks(self, k: int, now: float, finished: list[Attempt]) -> list[Attempt]:
-        """Prefills move on by k chunks; a complete one yields its next token and joins the decodes (or is done)."""
-        firsts = []
-        for a, q in self._chunks:
-            a.computed += q * k
-            if k > 1:
-                self._grow(a, a.computed)
-            if a.computed < a.target:
-                continue
-            if a is self._partial:
-                self._partial = None
-            a.generated += 1
-            self.output_tokens += 1
-            if a.first_token_s is None:
-                a.first_token_s = now
-                firsts.append(a)
-            if a.generated >= a.output:
-                self._leave(a)
-                a.finished_s = now
-                finished.append(a)
-                if firsts and firsts[-1] is a:
-                    firsts.pop()
-            else:
-                self._join(a)
-        return firsts
-
-    def _join(self, a: Attempt) -> None:
-        a.base = a.computed - self.D
-        a.end_mark = self.D + a.output - a.generated
-        self.b += 1
-        self.K += a.prompt + a.generated
-        self.kv.join(a.base)
-        heappush(self._marks, (a.end_mark, a.order, a))
-
-    def _assert_conserved(self) -> None:
-        """Blocks and counters agree with a recount."""
-        decoding = [a for a in self._running.values() if a.end_mark >= 0]
-        held = sum(self.kv.blocks_for(a.base + self.D) for a in decoding) + sum(a.held for a in self._running.values() if a.end_mark < 0)
-        assert self.kv.used == held, (self.name, self.kv.used, held)
-        assert self.b == len(decoding), (self.name, self.b, len(decoding))
-        assert sum(a.prompt + a.output - (a.end_mark - self.D) for a in decoding) == self.K, self.name
-        assert self.kv.total is None or self.kv.used <= self.kv.total, (self.name, self.kv.used)
-
-
-def _by_order(a: Attempt) -> Any:
-    return a.order
+    def _tell(self, finished: list[Attempt], firsts: list[Attempt], now: float) -> None:
+        on_finish, on_first = self._on_finish, self._on_first
+        for a in finished:
+            if on_first is not None and a.first_token_s == now:
+                on_first(a)
+            on_finish(a)
+        if on_first is not None:
+            for a in firsts:
+                on_first(a)

@@ -1,60 +1,82 @@
-"""KV cache blocks of one replica, with the growth of decodes in closed form."""
+"""KV cache blocks of one replica: how many are in use at any step, in closed form."""
 
 from __future__ import annotations
 
 
 class Blocks:
-    """`used` of `total` blocks (None: unbounded) of `size` tokens.
+    """`total` blocks (None: unbounded) of `size` tokens, and the set of decoding requests that fill them.
 
-    A decoding request takes a block whenever its computed tokens are a multiple of `size`; since all decodes advance together, it is
-    enough to count them by (computed - D) mod size, a bin that never changes while a request decodes.
+    A decoding request has computed `base + D` tokens, D being the replica's step counter: all advance together. It holds
+    `ceil((base + D) / size)` blocks, so the sum over all needs only Σ base, their number `n` and a count of them by `base mod size`, a bin
+    that never changes while a request decodes. `fixed` is the rest: blocks of requests that prefill, and what prefix sharing saves.
     """
 
-    __slots__ = ("_bins", "size", "total", "used")
+    __slots__ = ("base_sum", "bins", "fixed", "n", "size", "total")
 
     def __init__(self, size: int, total: int | None) -> None:
-        self.size, self.total, self.used = size, total, 0
-        self._bins = [0] * size
+        self.size, self.total = size, total
+        self.clear()
+
+    def clear(self) -> None:
+        self.fixed = self.n = self.base_sum = 0
+        self.bins = [0] * self.size
 
     def blocks_for(self, tokens: int) -> int:
+        """Blocks of one request with so many computed tokens."""
         return -(-tokens // self.size)
 
     def join(self, base: int) -> None:
-        """A request starts to decode with computed = base + D."""
-        self._bins[base % self.size] += 1
+        """A request decodes from now on; its blocks leave `fixed` with the caller."""
+        self.n += 1
+        self.base_sum += base
+        self.bins[base % self.size] += 1
 
     def leave(self, base: int) -> None:
-        self._bins[base % self.size] -= 1
+        self.n -= 1
+        self.base_sum -= base
+        self.bins[base % self.size] -= 1
 
-    def growth(self, D: int, k: int, b: int) -> int:
-        """Blocks that k decode steps from counter D take for all b decodes together."""
-        if not b or not k:
-            return 0
+    def used(self, D: int) -> int:
+        """Blocks in use when the decodes have computed `base + D` tokens each. O(size)."""
+        size = self.size
+        spare = 0
+        for r, count in enumerate(self.bins):
+            if count:
+                spare += count * (-(r + D) % size)
+        return self.fixed + (self.base_sum + self.n * D + spare) // size
+
+    def surely_fits(self, D: int, cached: int = 0) -> bool:
+        """True if the blocks in use at D, and `cached` ones, fit whatever the bins are. O(1); False says nothing."""
+        total = self.total
+        return total is None or self.base_sum + self.n * (D + self.size - 1) <= (total - self.fixed - cached) * self.size
+
+    def fits(self, D: int, more: int = 0) -> bool:
+        """Are the blocks in use at D, and `more`, no more than there are?"""
+        total = self.total
+        return total is None or self.surely_fits(D, more) or self.used(D) + more <= total
+
+    def growth(self, D: int, k: int) -> int:
+        """Blocks that k steps from counter D take for all decodes together."""
         rounds, rest = divmod(k, self.size)
-        if not rest:
-            return rounds * b
-        bins, hi = self._bins, -D % self.size
-        lo = hi - rest + 1
-        part = sum(bins[lo : hi + 1]) if lo >= 0 else sum(bins[: hi + 1]) + sum(bins[lo + self.size :])
-        return rounds * b + part
+        bins, size = self.bins, self.size
+        return rounds * self.n + sum(bins[-(D + i) % size] for i in range(rest))
 
-    def affordable(self, D: int, k: int, b: int) -> int:
-        """The most steps <= k that the free blocks last for; at least 1 (the caller has made room for one)."""
-        if self.total is None:
+    def affordable(self, D: int, k: int) -> int:
+        """The most steps <= k from counter D that the free blocks last for."""
+        total = self.total
+        if total is None or self.surely_fits(D + k):
             return k
-        free = self.total - self.used
-        if free >= b * (k // self.size + 1):
-            return k
-        steps = free // b * self.size
-        left = free - free // b * b
-        bins, size = self._bins, self.size
+        free = total - self.used(D)
+        if free < 0:
+            return 0
+        rounds, free = divmod(free, self.n)
+        steps = rounds * self.size
+        bins, size = self.bins, self.size
         for i in range(size):
-            left -= bins[(-D - i) % size]
-            if left < 0:
+            if steps >= k:
+                break
+            free -= bins[-(D + i) % size]
+            if free < 0:
                 break
             steps += 1
-        return max(1, min(k, steps))
-
-    def clear(self) -> None:
-        self.used = 0
-        self._bins = [0] * self.size
+        return min(k, steps)

@@ -10,6 +10,7 @@ from windtunnel.policy.param import BuildContext, Param, check_number
 
 FAILURES = frozenset({"provider_failure", "provider_timeout", "unexpected_exception"})
 State = Literal["closed", "open", "half_open"]
+EPSILON = 1e-9  # 0.3 x 10 must not be more than 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +35,22 @@ class BreakerGate:
 
 
 class Breaker:
-    """local_* outcomes and rate limits count nowhere."""
+    """local_* outcomes count nowhere, rate limits only through `trip`. O(1) per call.
+
+    In half-open one probe is out at a time; an attempt granted before the breaker opened is a straggler and must not be reported.
+    """
 
     def __init__(self, config: BreakerGate | None = None) -> None:
         self.config = config or BreakerGate()
         self._seen: deque[bool] = deque(maxlen=self.config.window)
+        self._failures = 0
         self._opened_at: float | None = None
         self._open_s = self.config.open_s
         self._probing = False
+
+    @property
+    def closed(self) -> bool:
+        return self._opened_at is None
 
     def state(self, now: float) -> State:
         if self._opened_at is None:
@@ -53,13 +62,13 @@ class Breaker:
             return True
         return now >= self._opened_at + self._open_s and not self._probing
 
-    def took(self, now: float) -> None:
-        """A request was let through; in half-open it is the one probe."""
-        if self._opened_at is not None:
-            self._probing = True
+    def took(self, now: float) -> bool:
+        """A request was let through; True if it is the one probe of half-open."""
+        self._probing = self._opened_at is not None
+        return self._probing
 
     def opens_at(self, now: float) -> float | None:
-        """When time alone lets a probe through."""
+        """The run second at which time alone lets a probe through; None if closed, or while a probe is out."""
         if self._opened_at is None or self._probing:
             return None
         return self._opened_at + self._open_s
@@ -71,22 +80,30 @@ class Breaker:
             return self._after_probe(kind, failed, now)
         if kind != "success" and not failed:
             return None
-        self._seen.append(failed)
-        config = self.config
-        if len(self._seen) >= config.min_outcomes and sum(self._seen) >= config.failure_ratio * len(self._seen):
-            self._opened_at, self._open_s, self._probing = now, config.open_s, False
-            return "opened"
+        seen, config = self._seen, self.config
+        if len(seen) == config.window:
+            self._failures -= seen[0]
+        seen.append(failed)
+        self._failures += failed
+        if len(seen) >= config.min_outcomes and self._failures >= config.failure_ratio * len(seen) - EPSILON:
+            return self.trip(now)
         return None
 
     def _after_probe(self, kind: str, failed: bool, now: float) -> str | None:
-        if self.state(now) == "open":
-            return None  # a straggler admitted before it opened
+        if not self._probing:
+            return None
         self._probing = False
         if kind == "success":
-            self._opened_at, self._open_s = None, self.config.open_s
+            self._opened_at, self._open_s, self._failures = None, self.config.open_s, 0
             self._seen.clear()
             return "closed"
-        if failed:
-            self._opened_at, self._open_s = now, min(self.config.max_open_s, 2 * self._open_s)
-            return "reopened"
-        return None
+        return self.trip(now) if failed else None
+
+    def trip(self, now: float) -> str | None:
+        """Open now, whatever was counted: `opened`, or `reopened` (for twice as long) from half-open; None if it is open already."""
+        state = self.state(now)
+        if state == "open":
+            return None
+        self._open_s = self.config.open_s if state == "closed" else min(self.config.max_open_s, 2 * self._open_s)
+        self._opened_at, self._probing = now, False
+        return "opened" if state == "closed" else "reopened"

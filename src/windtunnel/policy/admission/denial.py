@@ -54,7 +54,8 @@ class Reason(StrEnum):
 
 _R = Reason
 _HTTP = {
-    "ADMISSION_REJECT": 429, "QUEUE_FULL_DROP_LRU": 429, "DEADLINE_UNMET": 400, "POOL_UNAVAILABLE": 503, "POOL_UNREADY": 503, "CANCELLED": 499, "": 500,
+    "ADMISSION_REJECT": 429, "QUEUE_FULL_DROP_LRU": 429, "DEADLINE_UNMET": 400, "POOL_UNAVAILABLE": 503, "POOL_UNREADY": 503,
+    "CANCELLED": 499, "": 500,
 }
 
 
@@ -76,6 +77,8 @@ def _table() -> dict[str, tuple[str, bool]]:
 
 
 TABLE = _table()
+SOON_S = {str(r): 1.0 for r in (_R.HARD_POLICY_DENIAL, _R.SHUTDOWN, _R.STOPPED)}  # nothing measurable tells when: a second
+EPSILON = 1e-9  # binary floats must not move a rounded wait
 
 
 @fact
@@ -95,10 +98,15 @@ class Denial:
 
 def make_denial(stage: str, reason: str, *, now: float | None = None, retry_after_s: float | None = None, available_at: float | None = None,
                 resource: str = "", diagnostics: Mapping[str, Any] | None = None) -> Denial:
-    """A denial with code and retriability from the one table. `available_at` (run s) gives `retry_after_s` when `now` is known."""
+    """A denial with code and retriability from the one table. `available_at` (run s) gives `retry_after_s` when `now` is known.
+
+    Raises KeyError for a reason outside the table: it is a closed list.
+    """
     code, retriable = TABLE[reason]
     if retry_after_s is None and available_at is not None and now is not None:
         retry_after_s = max(0.0, available_at - now)
+    if retry_after_s is None:
+        retry_after_s = SOON_S.get(reason)
     return Denial(stage, str(reason), code, retriable, retry_after_s if retriable else None, available_at, "", resource, diagnostics)
 
 
@@ -112,7 +120,7 @@ def retry_after_headers(denial: Denial) -> dict[str, str]:
     if not denial.retriable:
         return {}
     wait_s = denial.retry_after_s
-    headers = {"Retry-After": str(min(300, max(1, math.ceil(wait_s if wait_s else 1))))}
+    headers = {"Retry-After": str(min(300, max(1, math.ceil((wait_s or 1) - EPSILON))))}
     if wait_s is not None:
-        headers["X-Backoff-Ms"] = str(math.ceil(1000 * wait_s))
+        headers["X-Backoff-Ms"] = str(max(0, math.ceil(1000 * wait_s - EPSILON)))
     return headers

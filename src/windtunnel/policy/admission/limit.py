@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Protocol
+from typing import Annotated, Literal, Protocol
 
 from windtunnel.events import fact
 from windtunnel.policy.param import BuildContext, Param, check_number
@@ -26,32 +26,38 @@ class Sample:
 
 @fact
 class LimitChange:
-    """The limit moved."""
+    """The limit moved, or a recovery ended. recovered: `soft_ceiling` (above the limit before the cut), `full` (at the maximum)."""
 
     before: int
     after: int
-    reason: str
+    reason: Literal["increase", "decrease", "recovered"]
+    recovered: tuple[Literal["soft_ceiling", "full"], ...] = ()
 
 
 class Limit(Protocol):
-    """limit: requests in flight; blocked_until: run s before which nothing is admitted; epoch: counts the cuts."""
+    """limit: requests in flight; blocked_until: run s before which nothing is admitted; epoch: counts the cuts.
 
-    limit: int
-    blocked_until: float
-    epoch: int
-    needs: frozenset[str]
+    A limit that ramps up may also have `first_use(now)`, `limit_at(now)` and `next_step(now)`, see AimdLimit. All reads are pure.
+    """
+
+    @property
+    def limit(self) -> int: ...
+    @property
+    def blocked_until(self) -> float: ...
+    @property
+    def epoch(self) -> int: ...
+    @property
+    def needs(self) -> frozenset[str]: ...
 
     def on_sample(self, sample: Sample, now: float) -> LimitChange | None: ...
     def set_max(self, effective_max: int, now: float) -> None: ...
-    def limit_at(self, now: float) -> int: ...
-    def next_step(self, now: float) -> float | None: ...
 
 
 LimitFactory = Callable[[int], Limit]
 
 
 class FixedLimit:
-    """A constant."""
+    """A constant; the ceiling of its resource is applied by the admission."""
 
     needs: frozenset[str] = frozenset()
 
@@ -62,13 +68,14 @@ class FixedLimit:
         return None
 
     def set_max(self, effective_max: int, now: float) -> None:
-        """A constant stays; the ceiling is applied by the admission."""
+        """A constant stays."""
 
-    def limit_at(self, now: float) -> int:
-        return self.limit
 
-    def next_step(self, now: float) -> float | None:
-        return None
+class NoLimit(FixedLimit):
+    """Everything is admitted, up to the ceiling of the resource."""
+
+    def __init__(self) -> None:
+        super().__init__(NO_LIMIT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,4 +96,4 @@ class Unlimited:
     """Config: everything is dispatched at once."""
 
     def build(self, ctx: BuildContext) -> LimitFactory:
-        return lambda effective_max: FixedLimit(NO_LIMIT)
+        return lambda effective_max: NoLimit()

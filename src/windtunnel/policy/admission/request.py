@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from dataclasses import dataclass
 from typing import Literal
 
 from windtunnel.effects import Note
+from windtunnel.errors import ConfigValueError, PolicyClockError
 from windtunnel.events import fact
 from windtunnel.policy.admission.breaker import Breaker
 from windtunnel.policy.admission.denial import Denial, make_denial
-from windtunnel.policy.admission.limit import Limit, LimitFactory, Sample
+from windtunnel.policy.admission.limit import LimitFactory, Sample
+from windtunnel.policy.admission.notes import RequestNotes
+from windtunnel.policy.admission.resource import PressureSnapshot, Resource
 from windtunnel.policy.param import check_number
 
 RELEASED_KEPT = 8192
@@ -30,133 +31,178 @@ class RequestLease:
     generation: str
 
 
-@dataclass(frozen=True, slots=True)
-class PressureSnapshot:
-    """One resource at `captured_at` (run s). limit: in force; effective_max: its ceiling."""
-
-    captured_at: float
-    resource: str
-    effective_max: int
-    limit: int
-    in_flight: int
-    blocked_until: float | None
-    cooldown_remaining_s: float
-    ceiling: int | None
-    consecutive_rate_limits: int
-    starved: bool
-    last_outcome: str | None
-    breaker: str
-
-
-class _Resource:
-    __slots__ = ("cap", "in_flight", "last_outcome", "limit")
-
-    def __init__(self, cap: int, limit: Limit) -> None:
-        self.cap, self.limit, self.in_flight = cap, limit, 0
-        self.last_outcome: str | None = None
-
-
 class RequestAdmission:
-    """State machine of leases. No lock, no clock, no callback; O(1) per call.
+    """State machine of leases. No lock, no clock, no callback; O(1) per call; the breaker guards all its resources together.
 
     Lease ids are `{generation}-{n}`. release never raises for unknown, repeated or foreign leases; it says what it was.
+    A call whose `now` lies before the last change raises PolicyClockError.
     """
 
     def __init__(self, limit_factory: LimitFactory, *, generation: str = "g0", breaker: Breaker | None = None,
                  wants: frozenset[str] = frozenset()) -> None:
         self.breaker = breaker
         self.generation = generation
+        self.sequence = 0
         self._factory = limit_factory
-        self._resources: dict[str, _Resource] = {}
+        self._resources: dict[str, Resource] = {}
         self._active: dict[str, RequestLease] = {}
-        self._released: OrderedDict[str, RequestLease] = OrderedDict()
-        self._granted = 0
-        self._noting = "request" in wants
-        self._notes: list[Note] = []
+        self._released: dict[str, int] = {}  # lease id -> how many were released before it; the last 8192 and some older
+        self._released_before: dict[str, int] = {}
+        self._granted = self._released_count = 0
+        self._probe: str | None = None
+        self._shut = False
+        self._now = float("-inf")
+        self._notes = RequestNotes() if "request" in wants else None
+        self._diagnostics: dict[str, int] = {}
 
     def register(self, resource: str, cap: int, now: float) -> None:
-        """Make a resource known; `cap` bounds its requests in flight. Again: as `set_cap`."""
+        """Make a resource known; `cap` (>= 1) bounds its requests in flight. Again: as `set_cap`.
+
+        Raises ConfigValueError for a bad cap, and for a limit that opens the breaker of an admission that has none.
+        """
         check_number("cap", cap, lo=1, whole=True)
         if resource in self._resources:
             self.set_cap(resource, cap, now)
             return
-        self._resources[resource] = _Resource(cap, self._factory(cap))
+        limit = self._factory(cap)
+        if self.breaker is None and getattr(getattr(limit, "config", None), "on_starved", "keep") == "open":
+            raise ConfigValueError("on_starved", 'expected keep or pace, got "open": the admission has no breaker to open')
+        self._resources[resource] = Resource(resource, cap, limit)
+        self.sequence += 1
+        self._note("request_resource_registered", resource, now)
 
     def set_cap(self, resource: str, cap: int, now: float) -> None:
         """A lowered cap lowers the limit at once; in flight may exceed it until released."""
         check_number("cap", cap, lo=1, whole=True)
+        self._tick(now)
         known = self._resources[resource]
+        if cap == known.cap:
+            return
         known.cap = cap
         known.limit.set_max(cap, now)
+        self.sequence += 1
+        self._note("request_effective_cap_changed", resource, now)
+
+    def shutdown(self, now: float) -> None:
+        """From now on nothing is admitted; leases that are out come back as ever."""
+        self._tick(now)
+        self._shut = True
+        self.sequence += 1
+
+    def _tick(self, now: float) -> None:
+        if now < self._now:
+            raise PolicyClockError(f"admission was called with now={now!r} after {self._now!r}; time must not run backwards")
+        self._now = now
 
     def admissible(self, resource: str, now: float) -> bool:
         """Would `try_acquire` grant? Changes nothing."""
         r = self._resources.get(resource)
-        if r is None:
+        if r is None or self._shut:
             return False
         limit = r.limit
-        if r.in_flight >= r.cap or r.in_flight >= limit.limit_at(now) or now < limit.blocked_until:
+        in_flight = r.in_flight
+        if in_flight >= r.cap or in_flight >= (limit.limit if r.limit_at is None else r.limit_at(now)) or now < limit.blocked_until:
             return False
         return self.breaker is None or self.breaker.admissible(now)
 
     def why_not(self, resource: str, now: float) -> Denial:
-        """The denial that `try_acquire` would give, in the order registered, breaker, cool-down, capacity."""
+        """The denial of a resource that is not admissible, in the order shutdown, unregistered, cool-down, capacity, breaker."""
         r = self._resources.get(resource)
+        if self._shut:
+            return make_denial("request", "shutdown", resource=resource)
         if r is None:
             return make_denial("request", "hard_policy_denial", resource=resource)
-        breaker = self.breaker
-        if breaker is not None and not breaker.admissible(now):
-            return make_denial("request", "breaker_open", now=now, available_at=breaker.opens_at(now), resource=resource)
         if now < r.limit.blocked_until:
             return make_denial("request", "cooldown", now=now, available_at=r.limit.blocked_until, resource=resource)
-        return make_denial("request", "no_capacity", resource=resource)
+        if r.in_flight >= r.bound(now):
+            rate_rps = r.rate.per_s(now)
+            return make_denial("request", "no_capacity", retry_after_s=1.0 / rate_rps if rate_rps else None, resource=resource)
+        return self.breaker_denial(resource, now)
+
+    def breaker_denial(self, resource: str, now: float) -> Denial:
+        """The denial of an open breaker, whatever the limit says: for callers that would not even let the request wait."""
+        at = None if self.breaker is None else self.breaker.opens_at(now)
+        return make_denial("request", "breaker_open", now=now, available_at=at, resource=resource)
 
     def try_acquire(self, resource: str, now: float) -> RequestLease | Denial:
         """A lease, or why not."""
+        if now < self._now:
+            self._tick(now)
+        self._now = now
         if not self.admissible(resource, now):
-            return self.why_not(resource, now)
+            denial = self.why_not(resource, now)
+            self._note("request_acquire_denied", resource, now, denial.reason)
+            return denial
         r = self._resources[resource]
+        limit = r.limit
+        if not r.used:
+            r.first_use(now)
         self._granted += 1
+        self.sequence += 1
         r.in_flight += 1
-        lease = RequestLease(f"{self.generation}-{self._granted}", resource, now, r.limit.limit_at(now), r.cap, r.limit.epoch, self.generation)
-        self._active[lease.lease_id] = lease
-        if self.breaker is not None:
-            self.breaker.took(now)
+        lease_id = f"{self.generation}-{self._granted}"
+        admitted = limit.limit if r.limit_at is None else r.limit_at(now)
+        lease = RequestLease(lease_id, resource, now, admitted, r.cap, limit.epoch, self.generation)
+        self._active[lease_id] = lease
+        if self.breaker is not None and self.breaker.took(now):
+            self._probe = lease_id
+        if self._notes is not None:
+            self._note("request_lease_acquired", resource, now, ids=(lease_id,))
         return lease
 
     def release(self, lease: RequestLease, outcome: str, now: float, *, retry_after_s: float | None = None,
                 rtt_s: float | None = None) -> ReleaseReason:
         """Give the capacity back and let limit and breaker learn; anything but an active lease changes nothing."""
-        active = self._active.get(lease.lease_id)
-        if active is None or (active is not lease and active != lease):
-            return self._not_active(lease, active)
-        del self._active[lease.lease_id]
-        self._remember(lease)
+        if now < self._now:
+            self._tick(now)
+        self._now = now
+        lease_id = lease.lease_id
+        active = self._active.get(lease_id)
+        if active is not lease and (active is None or active != lease):
+            return self._not_active(lease, active, now)
+        del self._active[lease_id]
+        self._remember(lease_id)
         r = self._resources[lease.resource]
         sample = Sample(outcome, rtt_s, r.in_flight, lease.admitted_limit, lease.epoch, retry_after_s)
         r.in_flight -= 1
         r.last_outcome = outcome
+        self.sequence += 1
+        if outcome == "success":
+            r.rate.completed(now)
         change = r.limit.on_sample(sample, now)
         if self.breaker is not None:
-            self.breaker.on_outcome(outcome, now)
-        if self._noting and change is not None:
-            kind = {"decrease": "request_limit_decreased", "fully_recovered": "request_fully_recovered",
-                    "soft_ceiling_recovered": "request_soft_ceiling_recovered"}.get(change.reason, "request_limit_increased")
-            data = {"resource": lease.resource, "before": change.before, "after": change.after}
-            self._notes.append(Note(kind, "request", 0, (lease.lease_id,), change.reason, data))
+            self._tell_breaker(self.breaker, r, lease_id, outcome, now)
+        if self._notes is not None:
+            self._notes.released(lease_id, lease.resource, outcome, change, r.gauges(now))
         return "released"
 
-    def _remember(self, lease: RequestLease) -> None:
-        self._released[lease.lease_id] = lease
-        if len(self._released) > RELEASED_KEPT:
-            self._released.popitem(last=False)
+    def _tell_breaker(self, breaker: Breaker, r: Resource, lease_id: str, outcome: str, now: float) -> None:
+        """Outcomes count while it is closed; later only the probe's does: what was granted before it opened says nothing new."""
+        if breaker.closed or lease_id == self._probe:
+            self._probe = None if lease_id == self._probe else self._probe
+            breaker.on_outcome(outcome, now)
+        if outcome == "rate_limited" and getattr(r.limit, "opens_breaker", False):
+            breaker.trip(now)
 
-    def _not_active(self, lease: RequestLease, active: RequestLease | None) -> ReleaseReason:
+    def _remember(self, lease_id: str) -> None:
+        self._released[lease_id] = self._released_count
+        self._released_count += 1
+        if len(self._released) >= RELEASED_KEPT:
+            self._released_before, self._released = self._released, {}
+
+    def _not_active(self, lease: RequestLease, active: RequestLease | None, now: float) -> ReleaseReason:
+        number = self._released.get(lease.lease_id, self._released_before.get(lease.lease_id))
+        reason: ReleaseReason = "unknown_lease"
         if lease.generation != self.generation:
-            return "wrong_controller_generation"
-        if active is not None:
-            return "stale_lease"
-        return "duplicate" if lease.lease_id in self._released else "unknown_lease"
+            reason = "wrong_controller_generation"
+        elif active is not None:
+            reason = "stale_lease"
+        elif number is not None and number >= self._released_count - RELEASED_KEPT:
+            reason = "duplicate"
+        self._diagnostics[reason] = self._diagnostics.get(reason, 0) + 1
+        if self._notes is not None:
+            self._notes.add("request_release_diagnostic", (lease.lease_id,), reason, {"resource": lease.resource})
+        return reason
 
     def next_open(self, resource: str, now: float) -> float | None:
         """When time alone could make the resource admissible: end of the pause, next ramp step, the breaker's probe; None if it cannot."""
@@ -170,27 +216,30 @@ class RequestAdmission:
             if at is None:
                 return None
             waits.append(at)
-        if waits:
-            return max(waits)
-        if r.in_flight < r.cap and r.in_flight >= limit.limit_at(now):
-            return limit.next_step(now)
-        return None
+        if r.in_flight >= r.bound(max(waits, default=now)):
+            step = r.next_step(now)
+            if step is None:
+                return None
+            waits.append(step)
+        return max(waits, default=None)
 
     def in_flight(self, resource: str) -> int:
         return self._resources[resource].in_flight
 
+    def completion_rate(self, resource: str, now: float) -> float | None:
+        """Completions per second of the resource, weighted over 10 s; None while unknown."""
+        return self._resources[resource].rate.per_s(now)
+
     def snapshot(self, resource: str, now: float) -> PressureSnapshot:
-        """A frozen picture of one resource."""
-        r = self._resources[resource]
-        limit = r.limit
-        blocked = limit.blocked_until if limit.blocked_until > float("-inf") else None
-        return PressureSnapshot(
-            now, resource, r.cap, limit.limit_at(now), r.in_flight, blocked, max(0.0, limit.blocked_until - now), getattr(limit, "ceiling", None),
-            getattr(limit, "consecutive_rate_limits", 0), getattr(limit, "starved", False), r.last_outcome,
-            self.breaker.state(now) if self.breaker is not None else "none",
-        )
+        """A frozen picture of one resource. Changes nothing."""
+        breaker = "none" if self.breaker is None else self.breaker.state(now)
+        return self._resources[resource].snapshot(now, breaker, self.sequence, self._diagnostics)
+
+    def _note(self, kind: str, resource: str, now: float, reason: str = "", ids: tuple[str, ...] = ()) -> None:
+        if self._notes is not None:
+            known = self._resources.get(resource)
+            self._notes.add(kind, ids, reason, {"resource": resource} if known is None else known.gauges(now))
 
     def drain_notes(self) -> list[Note]:
-        """Notes since the last call; empty unless the request stream is wanted."""
-        notes, self._notes = self._notes, []
-        return notes
+        """Notes since the last call, in order; empty unless the request stream is wanted. At most the last 4096 are kept for it."""
+        return [] if self._notes is None else self._notes.drain()

@@ -1,30 +1,33 @@
-"""How many replicas: a rate planner. Arrivals and what waits, over what a replica can do; never cancels what is still booting.
+"""How many replicas: a rate planner. Arrivals and what waits, over what a replica can do; never cancels in haste what is still booting.
 
 n = ceil((λ + max(0, Q - Q*) / T_drain) / (ρ·μ)): the queue is an added rate, not a ratio, so pending replicas cannot make it run away.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil, floor
+from math import ceil
 from typing import Annotated, Any
 
-from windtunnel.effects import Effect, Note, ScaleTo, WakeAt
+from windtunnel.effects import NOTHING, Effect, Note, ScaleTo, WakeAt
 from windtunnel.errors import PlannerConfigError
-from windtunnel.events import Arrived, Event, Finished, ReplicaBooting, ReplicaGone, ReplicaReady, ScaleAnswered, Woke
+from windtunnel.events import Arrived, Event, Finished, ReplicaBooting, ReplicaGone, ReplicaReady, Request, ScaleAnswered, Woke
 from windtunnel.policy.param import BuildContext, Param, PoolFacts, check_number
-from windtunnel.policy.planning.demand import CapacityMeter, DemandMeter
+from windtunnel.policy.planning.demand import CapacityMeter, DemandMeter, grid_index
 
 KEY = "planner"
 LEAST_DRAIN_S = 60.0
 BOOT_ALPHA = 0.3
+STUCK_AFTER_S, STUCK_HOLD_S, REFUSED_HOLD_S = 600.0, 300.0, 300.0
 
 
 @dataclass(frozen=True, slots=True)
 class RatePlanner:
     """Config. pool None: the only pool. capacity_rps: requests/s of one replica within the SLO; None: measured while work waits.
-    down_stable_s: how long a smaller number must have been enough before replicas go."""
+    down_stable_s: how long a smaller number must have been enough before replicas go; zero_idle_s: without any arrival, before the
+    last one goes (only with min_replicas 0)."""
 
     pool: str | None = None
     interval_s: Annotated[float, Param(1, 120, 1, "s", "tick", "time between two plans")] = 10.0
@@ -35,6 +38,7 @@ class RatePlanner:
     max_replicas: Annotated[int | None, Param(1, 64, 1, "replicas", "at most", "ceiling")] = None
     max_step: Annotated[int, Param(1, 32, 1, "replicas", "step", "most replicas per plan")] = 8
     down_stable_s: Annotated[float, Param(0, 900, 10, "s", "hold", "before replicas are taken away")] = 60.0
+    zero_idle_s: Annotated[float, Param(0, 3600, 30, "s", "idle", "without arrivals, before the last replica goes")] = 300.0
     ttft_slo_s: Annotated[float, Param(0.1, 60, 0.1, "s", "TTFT target", "queue that fits it is no backlog", "log")] = 1.0
 
     def __post_init__(self) -> None:
@@ -48,153 +52,234 @@ class RatePlanner:
             check_number("max_replicas", self.max_replicas, lo=max(1, self.min_replicas), whole=True)
         check_number("max_step", self.max_step, lo=1, whole=True)
         check_number("down_stable_s", self.down_stable_s, lo=0.0)
+        check_number("zero_idle_s", self.zero_idle_s, lo=0.0)
         check_number("ttft_slo_s", self.ttft_slo_s, above=0.0)
 
     def build(self, ctx: BuildContext) -> RateBased:
+        """Raises PlannerConfigError unless `pool` names one pool, or there is just one."""
         named = [p for p in ctx.pools if self.pool in (None, p.name)]
         if len(named) != 1:
             known = ", ".join(p.name for p in ctx.pools)
             raise PlannerConfigError(f"control.planner.pool: expected one of {known}, got {self.pool!r}")
-        return RateBased(self, named[0])
+        return RateBased(self, named[0], alone=len({p.model for p in ctx.pools}) == 1, wants=ctx.wants)
+
+
+def feed_forward(rate_rps: float, waiting: float, fits: float, drain_s: float, utilisation: float, capacity_rps: float) -> int:
+    """Replicas for an arrival rate and the part of `waiting` beyond what `fits` the SLO, to be worked off within drain_s."""
+    return ceil((rate_rps + max(0.0, waiting - fits) / drain_s) / (utilisation * capacity_rps) - 1e-9)
 
 
 class RateBased:
-    """`handle(event, now) -> effects`: counts arrivals, follows replicas by events, plans on a fixed grid of times."""
+    """`handle(event, now) -> effects`: counts arrivals, follows replicas by events, plans on a fixed grid of times.
+
+    alone: all arrivals are for this pool; else those that name it or its model. wants: note streams that are recorded.
+    """
 
     events: frozenset[type] = frozenset({Arrived, Finished, ReplicaBooting, ReplicaReady, ReplicaGone, ScaleAnswered, Woke})
 
-    def __init__(self, config: RatePlanner, pool: PoolFacts) -> None:
-        self.config, self.pool = config, pool
+    def __init__(self, config: RatePlanner, pool: PoolFacts, *, alone: bool = True, wants: frozenset[str] = frozenset()) -> None:
+        self.config, self.pool, self._alone, self._notes = config, pool, alone, "planner" in wants
         self.waiting: Callable[[], int] = lambda: 0
-        self._t0 = 0.0
+        self._ceiling = _least(config.max_replicas, pool.max_replicas)
         self._demand = DemandMeter(config.window_s, config.interval_s, 0.0)
         self._capacity = CapacityMeter()
+        self._busy, self._busy_since = False, 0.0  # was work waiting after the last look?
         self._ready: set[str] = set()
         self._starting: set[str] = set()
+        self._seen = pool.replicas == 0  # unknown is not zero: no replica was ever heard of
         self._expected: int | None = None
         self._boot_s = pool.boot_s
-        self._plans = 0
-        self._was_waiting = False
-        self._low: list[tuple[float, int]] = []  # (time, wanted) while fewer would do
+        self._last_target: int | None = None
+        self._t0 = self._progress_s = 0.0
+        self._ordered_s = self._stuck_until = self._refused_until = float("-inf")
+        self._plans = self._ticks = self._missed = self._last_tick = 0
+        self._wants: deque[tuple[float, int]] = deque()  # (tick, replicas that would do) over down_stable_s, without a gap
+        self._cancel: tuple[float, int] | None = None  # a first tick that wanted to cancel what is booting
         self._last: dict[str, Any] = {"reason": "not_started"}
-        self._on: dict[type, Callable[[Any, float], list[Effect]]] = {
+        self._on: dict[type, Callable[[Any, float], Sequence[Effect]]] = {
             Arrived: self._arrived, Finished: self._finished, ReplicaBooting: self._booting, ReplicaReady: self._became_ready,
             ReplicaGone: self._gone, ScaleAnswered: self._answered, Woke: self._woke,
         }
 
     def start(self, now: float) -> list[Effect]:
         """The grid of ticks begins here."""
-        self._t0 = now
+        self._t0 = self._progress_s = self._busy_since = now
         self._demand = DemandMeter(self.config.window_s, self.config.interval_s, now)
         return [WakeAt(now + self.config.interval_s, KEY)]
 
-    def handle(self, event: Event, now: float) -> list[Effect]:
+    def handle(self, event: Event, now: float) -> Sequence[Effect]:
         return self._on[type(event)](event, now)
 
     def view(self) -> Mapping[str, Any]:
         """The last plan: rate, capacity, wanted, reason."""
         return dict(self._last)
 
-    def _arrived(self, event: Arrived, now: float) -> list[Effect]:
+    # -- what happened ------------------------------------------------------------------------------------------------------------
+
+    def _arrived(self, event: Arrived, now: float) -> Sequence[Effect]:
+        if not (self._alone or self._mine(event.request)):
+            return NOTHING
         self._demand.arrived(now)
-        if self._expected == 0 and not self._ready and not self._starting:
+        if not self._ready and self._baseline() == 0 and now >= self._ordered_s + self.config.interval_s:
             return self._order(1, now, "activated_from_zero")
-        return []
+        return NOTHING
 
-    def _finished(self, event: Finished, now: float) -> list[Effect]:
-        self._capacity.finished()
-        return []
+    def _mine(self, request: Request) -> bool:
+        return request.pool == self.pool.name or (request.pool is None and request.model == self.pool.model)
 
-    def _booting(self, event: ReplicaBooting, now: float) -> list[Effect]:
+    def _finished(self, event: Finished, now: float) -> Sequence[Effect]:
+        if self.config.capacity_rps is None and event.replica in self._ready:
+            self._capacity.finished()
+            self._look(now)
+        return NOTHING
+
+    def _look(self, now: float) -> None:
+        """An interval of measuring ends: it was busy if work waited at its beginning, for only an end of work lets waiting work go."""
+        self._capacity.close(now - self._busy_since, len(self._ready), self._busy)
+        self._busy, self._busy_since = self.waiting() > 0, now
+
+    def _booting(self, event: ReplicaBooting, now: float) -> Sequence[Effect]:
         if event.pool == self.pool.name:
+            self._seen = True
+            self._ready.discard(event.replica)
             self._starting.add(event.replica)
-        return []
+        return NOTHING
 
-    def _became_ready(self, event: ReplicaReady, now: float) -> list[Effect]:
-        if event.pool == self.pool.name:
-            self._starting.discard(event.replica)
-            self._ready.add(event.replica)
-            if event.boot_s is not None:
-                self._boot_s = event.boot_s if self._boot_s is None else self._boot_s + BOOT_ALPHA * (event.boot_s - self._boot_s)
-        return []
-
-    def _gone(self, event: ReplicaGone, now: float) -> list[Effect]:
+    def _became_ready(self, event: ReplicaReady, now: float) -> Sequence[Effect]:
+        if event.pool != self.pool.name:
+            return NOTHING
+        self._look(now)
+        self._seen, self._progress_s, self._stuck_until = True, now, float("-inf")
         self._starting.discard(event.replica)
-        self._ready.discard(event.replica)
-        return []
+        self._ready.add(event.replica)
+        if event.boot_s is not None:
+            self._boot_s = event.boot_s if self._boot_s is None else self._boot_s + BOOT_ALPHA * (event.boot_s - self._boot_s)
+        return NOTHING
 
-    def _answered(self, event: ScaleAnswered, now: float) -> list[Effect]:
-        if event.status in ("refused", "failed") and event.plan_id == self._plans:
-            self._expected = None  # what was asked for will not come: plan from what is ready
-        return []
+    def _gone(self, event: ReplicaGone, now: float) -> Sequence[Effect]:
+        """Gone, or about to go. One that we had not planned away is missing from now on, so that the next plan orders another."""
+        if event.replica in self._ready or event.replica in self._starting:
+            self._look(now)
+            self._starting.discard(event.replica)
+            self._ready.discard(event.replica)
+            alive = len(self._ready) + len(self._starting)
+            if self._expected is not None and alive < self._expected:
+                self._expected = max(alive, self._expected - 1)
+        return NOTHING
 
-    def _woke(self, event: Woke, now: float) -> list[Effect]:
-        """A tick at the newest grid time; ticks that were missed are not caught up."""
+    def _answered(self, event: ScaleAnswered, now: float) -> Sequence[Effect]:
+        if event.status not in ("accepted", "unchanged") and event.plan_id == self._plans:
+            self._expected = None  # what was asked for will not come: plan from what is there
+            self._refused_until = now + REFUSED_HOLD_S
+        return NOTHING
+
+    def _woke(self, event: Woke, now: float) -> Sequence[Effect]:
+        """A tick at the newest grid time; ticks that were missed are counted, not caught up."""
         if event.key != KEY:
-            return []
+            return NOTHING
         interval_s = self.config.interval_s
-        done = floor((now - self._t0) / interval_s + 1e-9)
-        return [*self._tick(now), WakeAt(self._t0 + (done + 1) * interval_s, KEY)]
+        k = grid_index(now, self._t0, interval_s)
+        wake = WakeAt(self._t0 + (k + 1) * interval_s, KEY)
+        if k <= self._last_tick:
+            return [wake]
+        self._missed += k - self._last_tick - 1
+        self._last_tick = k
+        self._ticks += 1
+        return [*self._tick(now, self._t0 + k * interval_s), wake]
 
-    def _tick(self, now: float) -> list[Effect]:
+    # -- the plan -----------------------------------------------------------------------------------------------------------------
+
+    def _baseline(self) -> int | None:
+        """What was accepted, else what is there and booting; None if no replica was ever heard of."""
+        if self._expected is not None:
+            return self._expected
+        return len(self._ready) + len(self._starting) if self._seen else None
+
+    def _tick(self, now: float, tick_at: float) -> list[Effect]:
         config, waiting = self.config, self.waiting()
-        self._capacity.close(config.interval_s, len(self._ready), waiting > 0 and self._was_waiting)
-        self._was_waiting = waiting > 0
-        rate_rps = self._demand.rate_rps(now)
+        if config.capacity_rps is None:
+            self._look(now)
+        self._unstick(now)
+        baseline, rate_rps = self._baseline(), self._demand.rate_rps(tick_at)
         capacity_rps = config.capacity_rps if config.capacity_rps is not None else self._capacity.rps
-        baseline = self._expected if self._expected is not None else len(self._ready)
-        self._last = {"at_s": now, "rate_rps": rate_rps, "capacity_rps": capacity_rps, "waiting": waiting, "baseline": baseline,
-                      "ready": len(self._ready), "starting": len(self._starting), "wanted": None, "reason": "no_change"}
-        if rate_rps is None:
-            return self._hold("no_traffic_data")
-        if capacity_rps is None:
-            return self._hold("model_not_ready")
-        wanted = self._bounded(self.size(rate_rps, waiting, capacity_rps), baseline)
-        self._last["wanted"] = wanted
-        if wanted >= baseline:
-            self._low.clear()
-        if wanted > baseline:
-            return self._order(wanted, now, "scale_up")
-        if wanted < baseline:
-            return self._lower(wanted, now)
-        return []
+        self._last = {
+            "at_s": now, "tick": self._ticks, "tick_at_s": tick_at, "missed": self._missed, "rate_rps": rate_rps, "capacity_rps": capacity_rps,
+            "waiting": waiting, "baseline": baseline, "ready": len(self._ready), "starting": len(self._starting), "wanted": None,
+        }
+        if baseline is None:
+            return self._hold("count_unknown")
+        if rate_rps is None or capacity_rps is None:
+            self._wants.clear()
+            target, reason = baseline, "no_traffic_data" if rate_rps is None else "model_not_ready"
+        else:
+            target, reason = self._stable(self._size(rate_rps, waiting, capacity_rps), baseline, tick_at, now)
+        bounded = max(config.min_replicas, target if self._ceiling is None else min(target, self._ceiling))
+        if bounded != target:
+            reason = "min_replicas" if bounded > target else "max_replicas"
+        if bounded == baseline:
+            return self._hold(reason)
+        if bounded > baseline and now < self._stuck_until:
+            return self._hold("scale_up_stuck")
+        if now < self._refused_until and bounded == self._last_target:
+            return self._hold("refused")
+        return self._order(bounded, now, reason)
 
-    def size(self, rate_rps: float, waiting: int, capacity_rps: float) -> int:
-        """Replicas for the arrival rate plus the backlog's, each planned to `target_utilisation` of its capacity; at least the floor."""
+    def _size(self, rate_rps: float, waiting: int, capacity_rps: float) -> int:
         config = self.config
         drain_s = max(LEAST_DRAIN_S, 2 * (self._boot_s or 0.0))
-        backlog = max(0.0, waiting - rate_rps * config.ttft_slo_s / 2)
-        n = ceil((rate_rps + backlog / drain_s) / (config.target_utilisation * capacity_rps) - 1e-9)
+        n = feed_forward(rate_rps, waiting, rate_rps * config.ttft_slo_s / 2, drain_s, config.target_utilisation, capacity_rps)
         return max(n, config.min_replicas)
 
-    def _bounded(self, n: int, baseline: int) -> int:
-        config = self.config
-        n = min(max(n, baseline - config.max_step), baseline + config.max_step)
-        ceiling = config.max_replicas if config.max_replicas is not None else self.pool.max_replicas
-        n = n if ceiling is None else min(n, ceiling)
-        return max(n, config.min_replicas)
+    def _stable(self, n: int, baseline: int, tick_at: float, now: float) -> tuple[int, str]:
+        """More at once, up to max_step; fewer only as far as would have been enough all through down_stable_s."""
+        config, wants = self.config, self._wants
+        self._last["wanted"] = n
+        wants.append((tick_at, n))
+        while len(wants) > 1 and wants[1][0] <= tick_at - config.down_stable_s + 1e-9:
+            wants.popleft()
+        if n >= baseline:
+            self._cancel = None
+            step = min(n, baseline + config.max_step)
+            return step, "no_change" if n == baseline else "step_capped" if step < n else "scale_up"
+        if wants[0][0] > tick_at - config.down_stable_s + 1e-9:
+            return baseline, "stabilisation_window"
+        target = max(want for _, want in wants)
+        if target == 0 and now - max(self._t0, self._demand.last_s or self._t0) < config.zero_idle_s:
+            target = 1  # the last one goes only when nothing has come for long
+        if target >= baseline:
+            return baseline, "idle_wait" if target == 1 else "stabilisation_window"
+        target = max(target, baseline - config.max_step)
+        if not self._starting and baseline <= len(self._ready):
+            return target, "scale_down"
+        first, self._cancel = self._cancel, (tick_at, target)
+        if first is None:
+            return baseline, "startup_cancel_wait"
+        self._cancel = None
+        return max(first[1], target), "startup_cancelled"
 
-    def _lower(self, wanted: int, now: float) -> list[Effect]:
-        """Fewer only when nothing is booting and the largest number wanted over the hold time is still fewer."""
-        if self._starting:
-            return self._hold("scaling_in_progress")
-        self._low.append((now, wanted))
-        since = now - self.config.down_stable_s
-        while len(self._low) > 1 and self._low[1][0] <= since:
-            self._low.pop(0)
-        if self._low[0][0] > since:
-            return self._hold("scale_down_held")
-        target = max(n for _, n in self._low)
-        self._low.clear()
-        return self._order(target, now, "scale_down")
+    def _unstick(self, now: float) -> None:
+        """Replicas that were ordered long ago and do not come are no longer counted on; what is there keeps being planned."""
+        missing = self._expected is not None and len(self._ready) < self._expected
+        if missing and now - self._progress_s >= max(STUCK_AFTER_S, 3 * (self._boot_s or 0.0)):
+            self._expected, self._stuck_until, self._progress_s = len(self._ready), now + STUCK_HOLD_S, now
 
     def _hold(self, reason: str) -> list[Effect]:
         self._last["reason"] = reason
-        return []
+        return self._noted(reason)
 
     def _order(self, n: int, now: float, reason: str) -> list[Effect]:
+        if self._expected is None or n > self._expected:
+            self._progress_s = now
         self._plans += 1
-        self._expected = n
+        self._expected = self._last_target = n
+        self._ordered_s = now
         self._last["reason"] = reason
-        return [ScaleTo(self._plans, ((self.pool.name, n),), f"plan-{self._plans}", reason),
-                Note("plan", "planner", self._plans, (), reason, dict(self._last))]
+        return [ScaleTo(self._plans, ((self.pool.name, n),), f"plan-{self._plans}", reason), *self._noted(reason)]
+
+    def _noted(self, reason: str) -> list[Effect]:
+        return [Note("plan", "planner", self._ticks, (), reason, dict(self._last))] if self._notes else []
+
+
+def _least(*bounds: int | None) -> int | None:
+    known = [b for b in bounds if b is not None]
+    return min(known) if known else None

@@ -12,7 +12,15 @@ from windtunnel.policy.param import BuildContext, check_number
 from windtunnel.policy.queueing.deadlines import Deadlines
 from windtunnel.policy.queueing.heads import HeadCounts
 from windtunnel.policy.queueing.item import (
-    HeadStats, Offered, QueueItem, QueueView, ResourceVector, Selection, Shed, bad_cost, went_backwards,
+    HeadStats,
+    Offered,
+    QueueItem,
+    QueueView,
+    ResourceVector,
+    Selection,
+    Shed,
+    bad_cost,
+    went_backwards,
 )
 from windtunnel.policy.queueing.order import ActiveGroup, Order
 

@@ -1,0 +1,59 @@
+"""One attempt inside a simulated engine, and what an engine says of itself."""
+
+from __future__ import annotations
+
+from windtunnel.events import fact
+
+WAITING, RUNNING, GONE = 0, 1, 2
+
+
+@fact
+class Refusal:
+    """The engine did not take a request. status: HTTP; reason: engine_queue_full, context_length_exceeded or kv_capacity_exceeded."""
+
+    status: int
+    reason: str
+    retry_after_s: float | None = None
+
+
+@fact
+class EngineState:
+    """What an engine looks like at one instant. generated: output tokens so far, of all requests ever; kv_used_fraction None: unbounded."""
+
+    running: int
+    waiting: int
+    kv_used_fraction: float | None
+    generated: int
+
+
+class Attempt:
+    """One attempt in an engine. Token counts; times in run s, filled in by the engine.
+
+    blocks: chained prefix hashes of the prompt (and of the output behind it, if known), one per `cache_block_tokens`.
+    `output` 0 costs the engine one token and is reported as none, without a first token.
+    """
+
+    __slots__ = (
+        "base", "blocks", "cached_blocks", "cached_tokens", "cancelled", "computed", "dispatch", "end_mark", "filled", "finished_s", "first_token_s",
+        "generated", "held", "id", "lost_at", "order", "output", "preempted_at", "preemptions", "priority", "prompt", "recomputed_tokens",
+        "refs", "segments", "started_s", "state", "submitted_s", "target",
+    )
+
+    def __init__(self, id: str, dispatch: int, prompt: int, output: int, priority: int = 0, blocks: tuple[int, ...] | None = None) -> None:
+        self.id, self.dispatch, self.prompt, self.output, self.priority, self.blocks = id, dispatch, prompt, output, priority, blocks
+        self.submitted_s = 0.0
+        self.started_s: float | None = None
+        self.first_token_s: float | None = None
+        self.finished_s: float | None = None
+        self.cached_tokens = self.cached_blocks = self.preemptions = self.recomputed_tokens = self.generated = 0
+        # Below: the engine's own. target: tokens to prefill, after a preemption what was generated too.
+        self.target = prompt
+        self.computed = self.held = self.order = self.state = 0
+        self.filled = 0  # leading blocks that are findable, or somebody else's
+        self.base = 0  # while decoding: computed = base + D
+        self.end_mark = -1  # while decoding: the D at which it ends; -1 otherwise
+        self.preempted_at = -1  # `generated` at the last preemption
+        self.refs: list[int] | None = None  # prefix entries that it holds, first block first
+        self.segments: list[tuple[int, int]] | None = None  # (token, D at which it came) of each start of decoding
+        self.lost_at: float | None = None  # time of the last token before a preemption
+        self.cancelled = False

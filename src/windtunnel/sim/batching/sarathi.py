@@ -1,0 +1,22 @@
+"""Sarathi: a fixed chunk a step; every decode gets its token, prompts share what is left of the chunk."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from windtunnel.sim.engine_config import EngineConfig
+
+if TYPE_CHECKING:
+    from windtunnel.sim.batching.members import Members
+
+
+def sarathi_config(**changes: Any) -> EngineConfig:
+    """Sarathi's usual setting (chunk 512, 128 sequences, watermark 1 %), with changes."""
+    return EngineConfig(**{"policy": "sarathi", "max_num_batched_tokens": 512, "max_num_seqs": 128, "watermark": 0.01, **changes})
+
+
+def compose(engine: Members) -> bool:
+    """Schedule the chunks of the next step; True if a request was preempted."""
+    preempted = engine.make_room()
+    engine.admit(engine.serve_partial())
+    return preempted

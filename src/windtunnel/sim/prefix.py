@@ -1,0 +1,110 @@
+"""Prefix cache: which blocks of which prompt prefixes are in KV memory, by chained hash, least recently released out first."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Literal
+
+from windtunnel.errors import ConfigValueError
+from windtunnel.policy.param import check_number
+
+
+class PrefixCache:
+    """Entries are chained hashes of full blocks: an equal hash means an equal prefix.
+
+    capacity: entries held at most by `access` (None: unbounded). touch: `reverse` releases the last block of a prompt first, so that a tail
+    is evicted before the prefix that it depends on; `forward` the first block first.
+    """
+
+    __slots__ = ("_reverse", "capacity", "evictions", "idle", "refs")
+
+    def __init__(self, capacity: int | None = None, touch: Literal["reverse", "forward"] = "reverse") -> None:
+        if capacity is not None:
+            check_number("capacity", capacity, lo=1, whole=True)
+        if touch not in ("reverse", "forward"):
+            raise ConfigValueError("touch", f'expected "reverse" or "forward", got {touch!r}')
+        self.capacity, self._reverse = capacity, touch == "reverse"
+        self.refs: dict[int, int] = {}  # referenced entries
+        self.idle: OrderedDict[int, None] = OrderedDict()  # findable, referenced by nobody, by time of last release
+        self.evictions = 0
+
+    def __len__(self) -> int:
+        return len(self.refs) + len(self.idle)
+
+    def lookup(self, blocks: Sequence[int], limit: int) -> int:
+        """Leading blocks that are here, at most `limit`; changes nothing."""
+        refs, idle = self.refs, self.idle
+        if not refs and not idle:
+            return 0
+        n = 0
+        for h in blocks:
+            if n == limit or not (h in refs or h in idle):
+                break
+            n += 1
+        return n
+
+    def referenced(self, blocks: Sequence[int], n: int) -> int:
+        """How many of the first n blocks somebody holds already."""
+        refs = self.refs
+        return sum(h in refs for h in blocks[:n])
+
+    def acquire(self, blocks: Sequence[int]) -> int:
+        """Reference blocks that are here; returns how many were referenced by nobody before."""
+        refs, idle = self.refs, self.idle
+        woken = 0
+        for h in blocks:
+            held = refs.get(h)
+            if held is None:
+                del idle[h]
+                refs[h] = 1
+                woken += 1
+            else:
+                refs[h] = held + 1
+        return woken
+
+    def insert(self, block: int) -> bool:
+        """A block has just been filled: findable, held by whom filled it; False if an equal one was here (the new one stays private)."""
+        refs = self.refs
+        if block in refs or block in self.idle:
+            return False
+        refs[block] = 1
+        return True
+
+    def release(self, blocks: Sequence[int]) -> int:
+        """Give references back; returns how many entries nobody holds any more. They stay findable until evicted."""
+        refs, idle = self.refs, self.idle
+        freed = 0
+        for h in reversed(blocks) if self._reverse else blocks:
+            held = refs[h] - 1
+            if held:
+                refs[h] = held
+            else:
+                del refs[h]
+                idle[h] = None
+                freed += 1
+        return freed
+
+    def trim(self, room: int) -> None:
+        """Evict idle entries until at most `room` are left."""
+        idle = self.idle
+        excess = len(idle) - max(0, room)
+        if excess > 0:
+            self.evictions += excess
+            for _ in range(excess):
+                idle.popitem(last=False)
+
+    def clear(self) -> None:
+        self.refs.clear()
+        self.idle.clear()
+
+    def access(self, blocks: Sequence[int]) -> int:
+        """One whole request at once: look up, hold, fill the rest, release. Returns the blocks that were found."""
+        hits = self.lookup(blocks, len(blocks))
+        held = list(blocks[:hits])
+        self.acquire(held)
+        held += [h for h in blocks[hits:] if self.insert(h)]
+        if self.capacity is not None:
+            self.trim(self.capacity - len(self.refs))
+        self.release(held)
+        return hits
