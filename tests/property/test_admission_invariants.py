@@ -79,7 +79,8 @@ class AdmissionMachine(RuleBasedStateMachine):
         lease = pool[n % len(pool)]
         forged, expected = {
             "duplicate": (lease, "duplicate"), "stale": (replace(lease, epoch=lease.epoch + 1), "stale_lease"),
-            "generation": (replace(lease, generation="g1"), "wrong_controller_generation"), "unknown": (replace(lease, lease_id="g0-0"), "unknown_lease"),
+            "generation": (replace(lease, generation="g1"), "wrong_controller_generation"),
+            "unknown": (replace(lease, lease_id="g0-0"), "unknown_lease"),
         }[how]
         before = [replace(self.a.snapshot(r, self.now), release_diagnostics=None) for r in RESOURCES]
         assert self.a.release(forged, outcome, self.now) == expected
@@ -120,17 +121,22 @@ class AdmissionMachine(RuleBasedStateMachine):
         assert self.a.admissible(resource, at) or (later is not None and later > at)
 
 
-AdmissionMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck))
-test_INV_1_3_6_admission_machine = AdmissionMachine.TestCase
+class TestINV1INV3INV6Admission(AdmissionMachine.TestCase):  # type: ignore[name-defined, misc]
+    settings = settings(max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck))
+
+
 
 STEPS = st.lists(st.tuples(st.sampled_from(["acquire", "release", "cap", "wait"]), st.integers(0, 99)), max_size=60)
 
 
-def play(steps: list[tuple[str, int]]) -> list[Any]:
-    a = RequestAdmission(Aimd(successes_until_increase=2).build(BuildContext()), breaker=Breaker(GATES), wants=frozenset({"request"}))
+def play(steps: list[tuple[str, int]], *, look: bool) -> list[Any]:
+    a = RequestAdmission(Aimd(successes_until_increase=2, startup_ramp_s=3.0).build(BuildContext()), breaker=Breaker(GATES),
+                         wants=frozenset({"request"}))
     a.register("r", 6, 0.0)
     now, held, said = 0.0, [], []
     for what, n in steps:
+        if look:
+            a.snapshot("r", now), a.admissible("r", now), a.next_open("r", now)
         if what == "acquire":
             got = a.try_acquire("r", now)
             said.append(got)
@@ -142,12 +148,10 @@ def play(steps: list[tuple[str, int]]) -> list[Any]:
             a.set_cap("r", 1 + n % 8, now)
         elif what == "wait":
             now += n / 20
-            a.snapshot("r", now)
     return said + a.drain_notes()
 
 
 @settings(max_examples=40, deadline=None)
 @given(steps=STEPS)
-def test_INV_9_the_same_calls_give_the_same_answers(steps: list[tuple[str, int]]) -> None:
-    with_looks, without = play(steps), play([s for s in steps])
-    assert with_looks == without
+def test_INV_9_the_same_calls_give_the_same_answers_whoever_looks_on(steps: list[tuple[str, int]]) -> None:
+    assert play(steps, look=True) == play(steps, look=False)

@@ -15,7 +15,8 @@ from windtunnel.policy.param import BuildContext
 
 def fed(outcomes: str, config: BreakerGate | None = None) -> tuple[Breaker, list[str | None]]:
     breaker = Breaker(config)
-    kinds = {"s": "success", "f": "provider_failure", "t": "provider_timeout", "x": "unexpected_exception", "r": "rate_limited", "l": "local_cancelled"}
+    kinds = {"s": "success", "f": "provider_failure", "t": "provider_timeout", "x": "unexpected_exception",
+             "r": "rate_limited", "l": "local_cancelled"}
     return breaker, [breaker.on_outcome(kinds[c], float(n)) for n, c in enumerate(outcomes)]
 
 

@@ -30,7 +30,7 @@ def test_fifo_order_and_a_blocked_head_blocks_the_line() -> None:
     with pytest.raises(PolicyError):
         queue.restore(selection.item, 0.0)
     view = queue.view()
-    assert (list(view.head_by_group.values())[0].id, view.queued_by_group, view.heads_by_shape[()].groups) == ("a", {"A": 2, "B": 1}, 1)
+    assert (next(iter(view.head_by_group.values())).id, view.queued_by_group, view.heads_by_shape[()].groups) == ("a", {"A": 2, "B": 1}, 1)
     assert [i.id for i in queue.discard_where(lambda i: i.group.key == "A", 0.0)] == ["a", "c"]
     assert (len(queue), queue.sequence_version) == (1, 5)
 

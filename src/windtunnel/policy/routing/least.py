@@ -110,11 +110,10 @@ class LeastOutstanding:
 
     def done(self, request: Request, replica: str, outcome: str, now: float) -> None:
         """Its score falls (before or after this call): an entry at or below the new score goes in, unless there is one."""
-        entry = self._entries.get(replica)
-        if entry is None:
-            return
-        r, fleet = entry[3], self._fleet
-        assert fleet is not None
+        entry, fleet = self._entries.get(replica), self._fleet
+        if entry is None or fleet is None or fleet.members != self._members:
+            return  # unknown here, or the heaps are rebuilt at the next pick anyway
+        r = entry[3]
         score = r.in_flight_tokens - fleet.charge_of(request.id) if self._tokens else r.in_flight / r.weight
         if score < entry[0]:
             self._entries[replica] = entry = (score, r.last_sent_seq if self._recent else 0, r.ordinal, r)
