@@ -58,7 +58,8 @@ def run(scenario: str, /, *, set_: Sets = (), variant: str | None = None, seed: 
 
 
 @app.command
-def compare(*runs: str, set_: Sets = (), replications: int = 1, seed: int | None = None) -> Answer:
+def compare(*runs: str, set_: Sets = (), replications: int = 1, seed: int | None = None, out: Path | None = None,
+            report: Path | None = None) -> Answer:
     """Compare scenarios, variants and saved runs side by side.
 
     Example: `windtunnel compare tenant-flood tenant-flood@fair --set duration_s=20`
@@ -67,6 +68,8 @@ def compare(*runs: str, set_: Sets = (), replications: int = 1, seed: int | None
         runs: Scenarios, `file@variant`, or directories of saved runs. One scenario alone means it and all its variants.
         replications: Repetitions of each scenario, with common random numbers.
         seed: Instead of the scenarios' seeds.
+        out: Directory that the first run of each side is saved under.
+        report: HTML file with the table and the figures of both sides.
     """
     from windtunnel.errors import ConfigError
     from windtunnel.lab.compare import compare as compared
@@ -79,11 +82,29 @@ def compare(*runs: str, set_: Sets = (), replications: int = 1, seed: int | None
         if isinstance(made, list):
             sides[label] = made
             continue
-        sides[_free(label, sides)] = [made.run(seed=seed, replication=r) for r in range(replications)]
-        if options.progress:
-            say(f"{label}: done")
+        flown = []
+        for r in range(replications):
+            flight = made.start(seed=seed, replication=r)
+            code = fly(flight, made.duration_s, f"{label}: ")
+            if code:
+                return Answer({"interrupted": label}, f"interrupted while {label} flew; nothing was compared", code)
+            flown.append(flight.result())
+        sides[_free(label, sides)] = flown
     comparison = compared(sides)
-    return Answer(comparison.to_dict(), repr(comparison))
+    result, text = comparison.to_dict(), repr(comparison)
+    if out is not None:
+        saved = {label: str(made[0].save(out / _file_name(label), overwrite=True)) for label, made in sides.items()}
+        result["saved"] = saved
+        text += "".join(f"\nsaved   {path}" for path in saved.values())
+    if report is not None:
+        result["report"] = str(comparison.report(report))
+        text += f"\nreport  {report}"
+    return Answer(result, text)
+
+
+def _file_name(label: str) -> str:
+    """A label as the name of a folder."""
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in Path(label).name)
 
 
 @app.command
@@ -148,7 +169,7 @@ def load(scenario: str, set_: tuple[str, ...], variant: str | None = None, allow
     return Scenario.load(scenario, overrides=set_, variant=variant, allow_imports=allow_imports)
 
 
-def fly(flight: Flight, planned_s: float | None) -> int:
+def fly(flight: Flight, planned_s: float | None, label: str = "") -> int:
     """Simulate to the end, with progress; SIGINT and SIGTERM stop it between events. The exit code for the signal, 0 without one."""
     caught: list[int] = []
 
@@ -166,7 +187,7 @@ def fly(flight: Flight, planned_s: float | None) -> int:
             if progress.done:
                 break
             now = time.monotonic()
-            told = _tell(progress, planned_s, now - began, told, now)
+            told = _tell(label, progress, planned_s, now - began, told, now)
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
@@ -175,9 +196,9 @@ def fly(flight: Flight, planned_s: float | None) -> int:
     return {signal.SIGINT: INTERRUPTED, signal.SIGTERM: TERMINATED}[signal.Signals(caught[0])] if caught else 0
 
 
-def _tell(progress: Any, planned_s: float | None, spent_s: float, told: float, now: float) -> float:
+def _tell(label: str, progress: Any, planned_s: float | None, spent_s: float, told: float, now: float) -> float:
     share = f" ({100 * min(1.0, progress.now / planned_s):.0f} %)" if planned_s else ""
-    text = f"{progress.now:.0f} s simulated{share}, {progress.finished:,} requests ended, {progress.in_flight:,} open, {spent_s:.0f} s"
+    text = f"{label}{progress.now:.0f} s simulated{share}, {progress.finished:,} requests ended, {progress.in_flight:,} open, {spent_s:.0f} s"
     if options.progress:
         print(f"\r{text}\x1b[K", end="", file=sys.stderr, flush=True)
         return now

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from windtunnel.errors import ConfigInfeasibleError
+from windtunnel.errors import ConfigInfeasibleError, ConfigValueError
 from windtunnel.sim.capacity import kv_blocks, refuse_infeasible
 from windtunnel.sim.catalog import gpu, model
 
@@ -45,7 +45,7 @@ def test_SM_40_weights_too_large_show_the_sum() -> None:
     ({"max_model_len": 10_000_000}, "fewer than one request of 10,000,000 tokens"),
     ({"max_num_batched_tokens": 64, "max_num_seqs": 128}, "cannot serve 128 sequences"),
     ({"utilisation": 0.2}, "GB usable"),
-    ({"overhead_bytes": 61.2e9}, "0 tokens of KV cache"),
+    ({"overhead_bytes": 61.248e9}, "0 tokens of KV cache"),
 ])
 def test_SM_40_refuses_with_numbers(changes: dict[str, float], says: str) -> None:
     with pytest.raises(ConfigInfeasibleError, match=says):
@@ -61,3 +61,13 @@ def test_SM_40_lets_through_what_fits() -> None:
     refuse_infeasible(LLAMA, RTX, max_model_len=41_376, max_num_batched_tokens=2048, max_num_seqs=256)
     with pytest.raises(ConfigInfeasibleError):
         refuse_infeasible(LLAMA, RTX, max_model_len=41_377)
+
+
+@pytest.mark.parametrize("changes", [
+    {"tp": 0}, {"tp": -2}, {"tp": 1.5}, {"block_size": 0}, {"utilisation": 0.0}, {"utilisation": 1.5}, {"utilisation": float("nan")},
+    {"overhead_bytes": -1.0}, {"overhead_bytes": float("inf")}, {"dtype": "fp7"}, {"kv_dtype": "bf17"}])
+def test_numbers_that_mean_nothing_are_refused(changes: dict[str, object]) -> None:
+    with pytest.raises(ConfigValueError, match=next(iter(changes))):
+        kv_blocks(LLAMA, RTX, **changes)  # type: ignore[arg-type]
+    with pytest.raises(ConfigValueError, match=next(iter(changes))):
+        refuse_infeasible(LLAMA, RTX, **changes)  # type: ignore[arg-type]

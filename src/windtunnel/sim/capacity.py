@@ -5,7 +5,8 @@ from __future__ import annotations
 from math import floor
 
 from windtunnel.errors import ConfigInfeasibleError
-from windtunnel.sim.catalog import BYTES, Architecture, Gpu
+from windtunnel.policy.param import check_number
+from windtunnel.sim.catalog import Architecture, Gpu, element_bytes
 
 UTILISATION = 0.9  # vLLM's default share of GPU memory
 OVERHEAD_BYTES = 1.24e9  # activations, graphs and runtime per GPU: an assumption from one measured engine
@@ -13,16 +14,27 @@ OVERHEAD_BYTES = 1.24e9  # activations, graphs and runtime per GPU: an assumptio
 
 def kv_blocks(arch: Architecture, gpu: Gpu, *, tp: int = 1, dtype: str = "bf16", kv_dtype: str = "bf16", block_size: int = 16,
               utilisation: float = UTILISATION, overhead_bytes: float = OVERHEAD_BYTES) -> int:
-    """Blocks of `block_size` tokens that fit on `tp` GPUs; negative if not even the weights do."""
-    usable = gpu.memory_bytes * utilisation - arch.params * BYTES[dtype] / tp - overhead_bytes
+    """Blocks of `block_size` tokens that fit on `tp` GPUs; negative if not even the weights do. ConfigValueError for a number that means nothing."""
+    _check(tp, block_size, utilisation, overhead_bytes)
+    usable = gpu.memory_bytes * utilisation - arch.params * element_bytes("dtype", dtype) / tp - overhead_bytes
     per_rank = max(1.0, arch.kv_heads / tp) / arch.kv_heads
     return floor(usable / (block_size * arch.kv_bytes_per_token(kv_dtype) * per_rank))
+
+
+def _check(tp: int, block_size: int, utilisation: float, overhead_bytes: float) -> None:
+    check_number("tp", tp, lo=1, whole=True)
+    check_number("block_size", block_size, lo=1, whole=True)
+    check_number("utilisation", utilisation, above=0.0, hi=1.0)
+    check_number("overhead_bytes", overhead_bytes, lo=0.0)
 
 
 def refuse_infeasible(arch: Architecture, gpu: Gpu, *, tp: int = 1, dtype: str = "bf16", kv_dtype: str = "bf16", block_size: int = 16,
                       max_model_len: int | None = None, max_num_batched_tokens: int | None = None, max_num_seqs: int | None = None,
                       utilisation: float = UTILISATION, overhead_bytes: float = OVERHEAD_BYTES) -> None:
     """Raise ConfigInfeasibleError, showing the sum, if this model cannot run on these GPUs."""
+    _check(tp, block_size, utilisation, overhead_bytes)
+    weights, usable = arch.params * element_bytes("dtype", dtype) / tp, gpu.memory_bytes * utilisation
+    element_bytes("kv_dtype", kv_dtype)
     if arch.heads % tp:
         raise ConfigInfeasibleError(f"{arch.heads} attention heads cannot be split over tp {tp}", hint="choose a tp that divides them")
     if arch.kv_heads % tp and tp % arch.kv_heads:
@@ -31,7 +43,6 @@ def refuse_infeasible(arch: Architecture, gpu: Gpu, *, tp: int = 1, dtype: str =
         raise ConfigInfeasibleError(f"tp {tp} needs more GPUs than the {gpu.gpus_per_node} of a node of {gpu.name}")
     if dtype not in gpu.flops and dtype in ("fp8",):
         raise ConfigInfeasibleError(f"{gpu.name} has no {dtype}", hint=f"it has {', '.join(gpu.flops)}")
-    weights, usable = arch.params * BYTES[dtype] / tp, gpu.memory_bytes * utilisation
     if weights + overhead_bytes >= usable:
         share = f" a GPU at tp {tp}" if tp > 1 else ""
         raise ConfigInfeasibleError(

@@ -10,9 +10,17 @@ from typing import Any
 import yaml
 
 from windtunnel.datafiles import data_path
-from windtunnel.errors import ConfigUnknownModelError
+from windtunnel.errors import ConfigUnknownModelError, ConfigValueError
 
 BYTES = {"bf16": 2.0, "fp16": 2.0, "fp8": 1.0, "int8": 1.0, "fp4": 0.5625, "int4": 0.5625}  # 4-bit weights carry their scales
+
+
+def element_bytes(field: str, dtype: str) -> float:
+    """Bytes of one element; ConfigValueError, naming `field`, for a dtype that is not known."""
+    size = BYTES.get(dtype)
+    if size is None:
+        raise ConfigValueError(field, f"expected one of {', '.join(BYTES)}, got {dtype!r}")
+    return size
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +49,7 @@ class Architecture:
         return self.layers * per_layer + self.vocab * self.hidden * (1 if self.tie_embeddings else 2) + self.hidden
 
     def kv_bytes_per_token(self, dtype: str = "bf16") -> float:
-        return 2 * self.layers * self.kv_heads * self.head_dim * BYTES[dtype]
+        return 2 * self.layers * self.kv_heads * self.head_dim * element_bytes("kv_dtype", dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +80,7 @@ def _entries(kind: str) -> dict[str, dict[str, Any]]:
 def _entry(kind: str, word: str, name: str) -> dict[str, Any]:
     entries = _entries(kind)
     if name not in entries:
-        raise ConfigUnknownModelError(word, name, get_close_matches(name, entries, 3, 0.4))
+        raise ConfigUnknownModelError(word, name, get_close_matches(name, entries, 3, 0.0))
     return entries[name]
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from windtunnel.policy.param import check_number
-from windtunnel.sim.catalog import BYTES, Architecture, Gpu
+from windtunnel.sim.catalog import Architecture, Gpu, element_bytes
 from windtunnel.sim.stepmodels.model import Batch, Provenance
 
 
@@ -45,8 +45,9 @@ class Roofline:
 
     def __post_init__(self) -> None:
         check_number("tp", self.tp, lo=1, whole=True)
-        kv = 2 * BYTES[self.kv_dtype] * max(1.0, self.arch.kv_heads / self.tp) * self.arch.head_dim
+        kv = 2 * element_bytes("kv_dtype", self.kv_dtype) * max(1.0, self.arch.kv_heads / self.tp) * self.arch.head_dim
         per_layer: dict[str, Any] = {
+            "_w": element_bytes("dtype", self.dtype),
             "_W": self.gpu.memory_bw * self.eff.mem, "_F": self.gpu.flops.get(self.dtype, self.gpu.flops["bf16"]),
             "_kv_s": self.arch.layers * kv / (self.gpu.memory_bw * self.eff.mem),  # seconds per attended KV token, all layers
             "_launch": self.arch.layers * self.eff.launch_s,
@@ -91,9 +92,8 @@ class Roofline:
         return memory + launch, memory_s * c, lasts
 
     def _gemm(self, m: float, n: float, k: float) -> float:
-        w = BYTES[self.dtype]
         flops = 2 * m * n * k / (self._F * self.eff.gemm)  # type: ignore[attr-defined]
-        moved = (w * n * k + 2 * m * (n + k)) / self._W  # type: ignore[attr-defined]
+        moved = (self._w * n * k + 2 * m * (n + k)) / self._W  # type: ignore[attr-defined]
         return max(flops, moved) + self.eff.launch_s
 
     def _elementwise(self, m: float, width: float) -> float:

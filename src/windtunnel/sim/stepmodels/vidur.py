@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from math import ceil
 
 from windtunnel.sim.stepmodels.model import Batch, Provenance
 
@@ -12,11 +11,12 @@ W = 3.35e12 * 0.80
 LAUNCH_S = 2e-6
 LAYERS, HIDDEN, FFN, HEADS, KV_HEADS, HEAD_DIM = 32, 4096, 14336, 32, 8, 128
 GRAIN = 256
+KV_BYTES = 4 * KV_HEADS * HEAD_DIM  # per token and layer
 
 
-def up(x: float, grain: int) -> int:
+def up(x: int, grain: int) -> int:
     """The next multiple of `grain` that is not below x."""
-    return ceil(x / grain) * grain
+    return -(-x // grain) * grain
 
 
 @dataclass(frozen=True)
@@ -30,28 +30,26 @@ class VidurRoofline:
         return self.run(b, 1)[0]
 
     def run(self, b: Batch, k: int) -> tuple[float, float, int]:
-        rounded = up(b.tokens, 8)
-        layer = self._linear.get(rounded)
+        layer = self._linear.get(b.tokens)
         if layer is None:
-            layer = self._linear[rounded] = _linear_ops(rounded)
-        # a prefill tail of one token is a decode to these tables
+            layer = self._linear[b.tokens] = _linear_ops(up(b.tokens, 8))
         n, attended = b.decode_seqs, b.decode_kv + b.decode_seqs
-        whole = []
         for chunk, computed in b.prefill:
-            if chunk == 1:
+            if chunk == 1:  # a prefill tail of one token is a decode to these tables
                 n, attended = n + 1, attended + computed + 1
             else:
-                whole.append((chunk, computed))
+                kv, c = up(computed + chunk, GRAIN), up(chunk, 32)
+                layer += max(4 * HEADS * HEAD_DIM * c * (kv + c / 2) / (0.8 * F), KV_BYTES * (kv + c) / W) + LAUNCH_S
+                k = min(k, (kv - computed - chunk) // chunk + 1)
         if n:
-            mean = attended / n
-            kv = up(int(mean), GRAIN)
-            layer += (n * kv * 4 * KV_HEADS * HEAD_DIM / W + LAUNCH_S) * (1.1 if n > 1 else 1.0)
-            k = min(k, kv - int(mean) + 1)
-        for chunk, computed in whole:
-            kv, c = up(computed + chunk, GRAIN), up(chunk, 32)
-            layer += max(4 * HEADS * HEAD_DIM * c * (kv + c / 2) / (0.8 * F), 4 * KV_HEADS * HEAD_DIM * (kv + c) / W) + LAUNCH_S
-            k = min(k, (kv - computed - chunk) // chunk + 1)
-        return LAYERS * layer, 0.0, max(1, k)
+            mean = attended // n
+            kv = -(-mean // GRAIN) * GRAIN
+            attention = n * kv * KV_BYTES / W + LAUNCH_S
+            layer += attention * 1.1 if n > 1 else attention
+            lasts = kv - mean + 1  # steps until the mean, which grows by 1 a step, is past this grain
+            if lasts < k:
+                k = lasts
+        return LAYERS * layer, 0.0, k
 
 
 def _gemm(r: int, n: int, k: int) -> float:
