@@ -102,7 +102,7 @@ def stop(run: str | None = None, /, *, cut: bool = False) -> Answer:
 
 
 @engine_app.command(name="up")
-def engine_up(*, port: int = 8090, parallel: int = 2, ctx: int = 4096, model: str = "tiny", threads: int = 2) -> Answer:
+def engine_up(*, port: int = 8090, parallel: int = 2, ctx: int = 4096, model: str = "tiny", threads: int | None = None) -> Answer:
     """Start a llama.cpp server that runs until `engine down`.
 
     Example: `windtunnel engine up --port 8090`
@@ -112,7 +112,7 @@ def engine_up(*, port: int = 8090, parallel: int = 2, ctx: int = 4096, model: st
         parallel: Requests at once.
         ctx: Context tokens of all of them together.
         model: tiny (random weights), gemma3-270m, or a GGUF file.
-        threads: CPU threads.
+        threads: CPU threads; left out: one for tiny, all for other models.
     """
     from windtunnel.live import llamacpp_server
 

@@ -114,7 +114,7 @@ def _compact(value: float) -> str:
 
 
 def _cut(name: str, width: int = 9) -> str:
-    return name if len(name) <= width else name[: width - 1] + "…"
+    return name if len(name) <= width else "…" + name[1 - width :]
 
 
 def text_head(baseline: str, candidate: str, level: float) -> str:

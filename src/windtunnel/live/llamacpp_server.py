@@ -70,13 +70,15 @@ class ServerProcess:
 
 
 def start(port: int | None = None, parallel: int = 2, ctx: int = 4096, model: str | Path = "tiny", wait_s: float = 30.0, *,
-          threads: int = 2, owned: bool = True) -> ServerProcess:
+          threads: int | None = None, owned: bool = True) -> ServerProcess:
     """Start a llama.cpp server on this machine and wait until it is healthy.
 
     port: None = any free one; parallel: calls at once; ctx: context tokens of all of them together; model: `tiny` (random weights),
     `gemma3-270m` or a GGUF file; owned: ends with this process. Raises ExtraMissingError, ConfigValueError (port in use),
     ConfigFileError (no such model), EngineUnavailableError (it did not come up; the message quotes its log).
     """
+    if threads is None:  # its threads wait for each other by spinning: on a busy machine a small model is faster with one
+        threads = 1 if model == "tiny" else os.cpu_count() or 1
     for name, value in (("parallel", parallel), ("ctx", ctx), ("threads", threads)):
         check_number(name, value, lo=1, whole=True)
     path = model_path(model)

@@ -101,10 +101,11 @@ class PrefixCache:
     def access(self, blocks: Sequence[int]) -> int:
         """One whole request at once: look up, hold, fill the rest, release. Returns the blocks that were found."""
         hits = self.lookup(blocks, len(blocks))
-        held = list(blocks[:hits])
-        self.acquire(held)
-        held += [h for h in blocks[hits:] if self.insert(h)]
+        self.acquire(blocks[:hits])
+        for h in blocks[hits:]:
+            if not self.insert(h):
+                self.acquire((h,))  # it had outlived a block before it
         if self.capacity is not None:
             self.trim(self.capacity - len(self.refs))
-        self.release(held)
+        self.release(blocks)
         return hits
