@@ -21,7 +21,7 @@ types: $(STAMP)
 	$(BIN)/mypy
 
 unit: $(STAMP)
-	WINDTUNNEL_FROZEN=1 $(BIN)/python -m pytest tests -n $(JOBS) -m "not slow and not screens" --ignore tests/notebooks
+	REQUIRE_REAL_LLAMA=1 WINDTUNNEL_FROZEN=1 $(BIN)/python -m pytest tests -n $(JOBS) -m "not slow and not screens" --ignore tests/notebooks
 	$(BIN)/python -m pytest tests/parity -n $(JOBS) -m "not slow and not screens"
 
 notebooks: $(STAMP)
@@ -42,7 +42,7 @@ test-vllm: $(STAMP)
 	$(BIN)/python -m pytest tests/engines/test_vllm_real.py -m slow -rs
 
 test-slow: $(STAMP)
-	WINDTUNNEL_FROZEN=1 $(BIN)/python -m pytest tests -n $(JOBS) -m slow
+	REQUIRE_REAL_LLAMA=1 WINDTUNNEL_FROZEN=1 $(BIN)/python -m pytest tests -n $(JOBS) -m slow
 
 screens: $(STAMP)
 	$(BIN)/python -m pytest tests/screens -m screens

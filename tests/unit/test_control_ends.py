@@ -43,7 +43,8 @@ class Bench:
                  replicas: int = 1, **settings: object) -> None:
         factory = (aimd or Fixed(limit)).build(BuildContext())
         self.admission = RequestAdmission(factory, breaker=Breaker(breaker) if breaker else None)
-        self.lane = Lane("chat", queue=queue or FairTaskQueue(), admission=self.admission, router=LeastOutstanding(pools=("chat",)),
+        self.lane = Lane("chat", queue=FairTaskQueue() if queue is None else queue, admission=self.admission,
+                         router=LeastOutstanding(pools=("chat",)),
                          models=frozenset({"m"}))
         self.control = Control(lanes=(self.lane,), fleet=Fleet(), settings=ControlSettings(**settings))  # type: ignore[arg-type]
         for n in range(replicas):

@@ -71,23 +71,19 @@ def four_decoding(bench: Bench) -> list[Attempt]:
     return [bench.send(0.0, f"d{i}", 999, 101) for i in range(4)]
 
 
-@pytest.mark.parametrize(("after_s", "steps", "boundary_s"), [(0.05, 9, 0.055587456), (0.049410688, 8, 0.049410688), (0.0, 1, 0.006176)])
-def test_SF_5_worked_cut(after_s: float, steps: int, boundary_s: float) -> None:
+def test_SF_5_worked_cut() -> None:
     bench = Bench(EngineConfig(max_num_batched_tokens=8192))
+    start_s = 6e-3 + 2.6e-5 * 3996 + 2e-5 * 4
     decoding = four_decoding(bench)
+    late = bench.send(start_s + 0.05, "late", 10, 1)
     bench.run(until=0.2)
-    start_s = decoding[0].first_token_s
-    assert start_s == pytest.approx(6e-3 + 2.6e-5 * 3996 + 2e-5 * 4)
-    engine = bench.engine
-    assert (engine._A, engine._B, engine._k) == pytest.approx((0.006176, 9.6e-8, 100), rel=1e-12)
-    before = engine.D
-    other = Bench(EngineConfig(max_num_batched_tokens=8192))
-    four_decoding(other)
-    late = other.send(start_s + after_s if after_s else start_s + 1e-6, "late", 10, 1)
-    other.run()
-    if after_s != 0.049410688:  # equal in decimals, an ulp apart in floats: see the exact case below
-        assert late.started_s == pytest.approx(start_s + boundary_s, abs=1e-12)
-    assert steps >= 1 and before >= 0
+    assert decoding[0].first_token_s == pytest.approx(start_s, abs=1e-12)
+    assert late.started_s == pytest.approx(start_s + 0.055587456, abs=1e-12)
+    plain = Bench(EngineConfig(max_num_batched_tokens=8192))
+    decoding = four_decoding(plain)
+    plain.run()
+    assert decoding[0].finished_s - decoding[0].first_token_s == pytest.approx(0.6180752, abs=1e-12)
+    assert plain.engine.events == 2
 
 
 def test_SF_5_an_arrival_exactly_at_a_boundary_takes_part_in_the_next_step() -> None:
@@ -157,7 +153,7 @@ def test_SE_2_what_comes_at_the_same_instant_shares_the_first_step() -> None:
     for name in "abc":
         bench.send(0.0, name, 10, 1)
     bench.run()
-    assert {a.finished_s for a in bench.attempts.values()} == {pytest.approx(6e-3 + 2.6e-5 * 30 + 2e-5 * 3)}
+    assert [a.finished_s for a in bench.attempts.values()] == pytest.approx([6e-3 + 2.6e-5 * 30 + 2e-5 * 3] * 3)
     assert bench.engine.steps == 1
 
 
@@ -350,14 +346,14 @@ def test_SF_11_state_inside_a_run_is_that_of_stepping_and_changes_nothing() -> N
     assert [(w, i) for w, i, _ in fast_seen] == [(w, i) for w, i, _ in slow_seen]
     assert [s.generated for s in fast] == sorted(s.generated for s in fast)
     assert max(s.running for s in fast) == 2
-    assert fast[-1] == (0, 0, 0.0, 100) or fast[-1].generated == 100
+    assert (fast[-1].running, fast[-1].kv_used_fraction, fast[-1].generated) == (0, 0.0, 100)
 
 
 def test_SF_11_asking_about_later_does_not_change_the_run() -> None:
     bench = Bench()
     a = bench.send(0.0, "a", 100, 10)
     bench.run(until=0.0101)
-    at = [bench.engine.state_at(0.0101 + i * 1e-3).generated for i in range(50)]
+    at = [bench.engine.state_at(0.0101 + i * 1e-3).generated for i in range(60)]
     assert at[0] == 1 and at[-1] == 10
     bench.run()
     assert bench.tokens(a)[-1] == pytest.approx(0.008620 + 9 * 0.006022424 + 2.4e-8 * 36, abs=1e-12)
@@ -406,4 +402,5 @@ def test_SE_11_host_costs_are_added_to_every_step() -> None:
     bench = Bench(EngineConfig(host=HostCosts(step_s=1e-3, step_per_seq_s=1e-4)))
     a = bench.send(0.0, "a", 100, 4)
     bench.run()
-    assert bench.tokens(a) == pytest.approx([t + (i + 1) * 1.1e-3 for i, t in enumerate([0.008620, 0.014642424, 0.020664872, 0.026687344])], abs=1e-12)
+    plain = [0.008620, 0.014642424, 0.020664872, 0.026687344]
+    assert bench.tokens(a) == pytest.approx([t + i * 1.1e-3 for i, t in enumerate(plain, 1)], abs=1e-12)

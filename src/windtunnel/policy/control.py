@@ -35,7 +35,7 @@ from windtunnel.policy import snapshot
 from windtunnel.policy.flow import Flow
 from windtunnel.policy.lane import Lane
 from windtunnel.policy.open_request import CLOSING
-from windtunnel.policy.routing.fleet import Fleet
+from windtunnel.policy.routing.fleet import BOOTING, Fleet
 from windtunnel.policy.routing.router import ReplicaChange
 from windtunnel.policy.settings import ControlSettings
 from windtunnel.policy.view import View
@@ -102,7 +102,11 @@ class Control:
     # -- the fleet ----------------------------------------------------------------------------------------------------------------
 
     def _booting(self, event: ReplicaBooting) -> None:
+        known = self.fleet.replicas.get(event.replica)
+        served = known is not None and known.state != BOOTING
         self.fleet.booting(event, self._now)
+        if served:  # it starts anew: what it gave is missing until it is ready
+            self.flow.capacity_changed(event.pool, less=True)
 
     def _ready(self, event: ReplicaReady) -> None:
         self.fleet.ready(event, self._now)

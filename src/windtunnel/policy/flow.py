@@ -87,7 +87,7 @@ class Flow:
             return make_denial("route", "no_replica", resource=lane.resource)
         breaker = lane.admission.breaker
         if breaker is not None and not breaker.admissible(now):
-            return lane.admission.why_not(lane.resource, now)
+            return lane.admission.breaker_denial(lane.resource, now)
         return None
 
     def _wait(self, opened: OpenRequest) -> None:
@@ -114,8 +114,11 @@ class Flow:
             timers.add(self.now + settings.queue_wait_timeout_s, request.id, opened.dispatches, "queue_timeout")
             self.want("queue", self.now + settings.queue_wait_timeout_s)
         if settings.hold_unready_s is not None and not self.fleet.ready_count(opened.lane.pools):
-            timers.add(self.now + settings.hold_unready_s, request.id, opened.dispatches, "none_ready")
-            self.want("queue", self.now + settings.hold_unready_s)
+            self._hold(opened, settings.hold_unready_s)
+
+    def _hold(self, opened: OpenRequest, hold_s: float) -> None:
+        self._queue_timers.add(self.now + hold_s, opened.request.id, opened.dispatches, "none_ready")
+        self.want("queue", self.now + hold_s)
 
     def _through_queue(self, lane: Lane, item: QueueItem) -> None:
         """For queues without a straight path: offer, select, commit, with the lane already known to be open."""
@@ -128,6 +131,8 @@ class Flow:
         """Dispatch until the lane is shut or nothing eligible waits: O(log n) per dispatched or blocked head."""
         now, queue, admission = self.now, lane.queue, lane.admission
         lane.dirty = False
+        if (due_s := self._queue_timers.first()) is not None and due_s <= now:
+            self._expire_due()  # a wake may be late, or still to come at this very time: what is over is not dispatched
         for shed in queue.shed(now):
             self._end_waiting(shed.item.id, shed.denial)
         while len(queue):
@@ -142,11 +147,10 @@ class Flow:
             opened = self.open[selection.item.id]
             choice = lane.router.pick(opened.request, self.fleet, now)
             if type(choice) is NoReplica:
-                if choice.reason != "bound_full":
-                    self._no_replica(lane)
-                    break
-                lane.skip.add(selection.item.id)
-                continue
+                if self._pass_over(opened, choice.reason):
+                    continue
+                self._no_replica(lane)
+                break
             lease = admission.try_acquire(lane.resource, now)
             if type(lease) is Denial:
                 break
@@ -158,6 +162,17 @@ class Flow:
             self._dispatch(opened, choice, lease)  # type: ignore[arg-type]
         if lane.skip:
             lane.skip.clear()
+
+    def _pass_over(self, opened: OpenRequest, reason: str) -> bool:
+        """Has this head wishes of its own that nothing meets now? Then it does not hold up the lane; it ends if its replica is no more."""
+        request, lane = opened.request, opened.lane
+        if request.replica is not None and reason == "no_replica":
+            self._end_waiting(request.id, make_denial("route", reason, resource=lane.resource))
+            return True
+        if reason == "bound_full" or request.replica is not None or request.pool is not None:
+            lane.skip.add(request.id)
+            return True
+        return False
 
     def _dispatch(self, opened: OpenRequest, choice: Choice, lease: Any) -> None:
         request, lane, now = opened.request, opened.lane, self.now
@@ -207,7 +222,7 @@ class Flow:
 
     def _attempt_over(self, opened: OpenRequest, outcome: str, reason: str, retry_after_s: float | None, no_token: bool) -> None:
         """An attempt ended without success: release, then try again or close the request."""
-        self._release(opened, outcome, None, retry_after_s, None)
+        self._release(opened, opened.lease_outcome or outcome, None, retry_after_s, None)
         request = opened.request
         if opened.state == CLOSING:
             del self.open[request.id]
@@ -250,9 +265,12 @@ class Flow:
             return
         self._stop_running(opened, outcomes.CANCELLED, event.outcome, event.reason)
 
-    def _stop_running(self, opened: OpenRequest, state: str, outcome: str, reason: str) -> None:
-        """End a running request now; its attempt holds lease and ledger until the engine has let go."""
-        opened.state = CLOSING
+    def _stop_running(self, opened: OpenRequest, state: str, outcome: str, reason: str, lease_outcome: str | None = None) -> None:
+        """End a running request now; its attempt holds lease and ledger until the engine has let go.
+
+        lease_outcome: what limits and breaker then learn; None: what the engine says.
+        """
+        opened.state, opened.lease_outcome = CLOSING, lease_outcome
         self._count_end(opened.tally, state)
         request_id = opened.request.id
         self.out.append(fx.Close(request_id, state, outcome, reason))
@@ -283,9 +301,7 @@ class Flow:
     def woke(self, key: str) -> None:
         """Clocks of waiting requests (`queue`), of running ones (`watch`), or a limit that opens again (`requests`)."""
         if key == "queue":
-            for request_id, dispatches, reason in self._queue_timers.due(self.now):
-                self._expire(request_id, dispatches, reason)
-            self.want("queue", self._queue_timers.first())
+            self._expire_due()
         elif key == "watch":
             for request_id, dispatches, reason in self._watch_timers.due(self.now):
                 self._bark(request_id, dispatches, reason)
@@ -295,13 +311,23 @@ class Flow:
                 if len(lane.queue):
                     self.mark(lane)
 
+    def _expire_due(self) -> None:
+        for request_id, dispatches, reason in self._queue_timers.due(self.now):
+            self._expire(request_id, dispatches, reason)
+        self.want("queue", self._queue_timers.first())
+
     def _expire(self, request_id: str, dispatches: int, reason: str) -> None:
         opened = self.open.get(request_id)
         if opened is None or opened.state != WAITING or opened.dispatches != dispatches:
             return
-        if reason == "none_ready" and self.fleet.ready_count(opened.lane.pools):
-            return
-        self._end_waiting(request_id, make_denial("queue", reason, resource=opened.lane.resource))
+        lane, retry_after_s = opened.lane, None
+        if reason == "none_ready":
+            since_s, hold_s = lane.unready_since_s, self.settings.hold_unready_s
+            if since_s is None or hold_s is None or self.now < since_s + hold_s:
+                return  # one was there in between
+        elif reason == "queue_timeout" and (rate_rps := lane.admission.completion_rate(lane.resource, self.now)):
+            retry_after_s = len(lane.queue) / rate_rps
+        self._end_waiting(request_id, make_denial("queue", reason, retry_after_s=retry_after_s, resource=lane.resource))
 
     def _bark(self, request_id: str, dispatches: int, reason: str) -> None:
         """A watchdog fired: an attempt without a first token, or one that lives too long, is stopped."""
@@ -310,8 +336,12 @@ class Flow:
             return
         if reason != "wall" and opened.first_token:
             return
-        end = outcome_of("local_timeout", "deadline_passed") if reason == "late" else outcome_of("provider_timeout")
-        self._stop_running(opened, end.state, end.outcome, "deadline_passed" if reason == "late" else f"{reason}_timeout")
+        if reason == "late":
+            end = outcome_of("local_timeout", "deadline_passed")
+            self._stop_running(opened, end.state, end.outcome, "deadline_passed")
+            return
+        end = outcome_of("provider_timeout")
+        self._stop_running(opened, end.state, end.outcome, f"{reason}_timeout", "provider_timeout")
 
     # -- the fleet, seen from the requests ------------------------------------------------------------------------------------------
 
@@ -329,9 +359,13 @@ class Flow:
         if lane is None:
             return
         lane.follow(self.fleet.slots(lane.pools), self.now)
+        went = lane.serves(self.fleet.ready_count(lane.pools) > 0, self.now)
         if len(lane.queue):
             if less:
                 self._no_replica(lane)
+            if went and self.settings.hold_unready_s is not None:
+                for opened in self._waiting_in(lane):
+                    self._hold(opened, self.settings.hold_unready_s)
             self.mark(lane)
 
     def lane_of_pool(self, pool: str) -> Lane | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
 from windtunnel.events import Request
 
@@ -23,7 +24,7 @@ class Lane:
     cost: what a request costs in the fair queue: "requests" (1 each) or "tokens" (input + expected output).
     """
 
-    __slots__ = ("admission", "cap", "cost", "dirty", "models", "name", "pools", "queue", "resource", "router", "skip")
+    __slots__ = ("admission", "cap", "cost", "dirty", "models", "name", "pools", "queue", "resource", "router", "skip", "unready_since_s")
 
     def __init__(self, name: str, *, queue: Queue, admission: RequestAdmission, router: Router, pools: tuple[str, ...] = (),
                  models: frozenset[str] = frozenset(), cap: Literal["slots"] | int | None = "slots",
@@ -33,7 +34,17 @@ class Lane:
         self.resource = name
         self.dirty = False
         self.skip: set[str] = set()  # heads that this pump cannot place although the lane is open
+        self.unready_since_s: float | None = 0.0  # since when no replica is ready; None while one is
         admission.register(self.resource, self.first_cap(), 0.0)
+        self._tell_rate()
+
+    def _tell_rate(self) -> None:
+        """Queues that refuse by a rate of completions learn this lane's."""
+        queue: Any = self.queue
+        while queue is not None:
+            if getattr(queue, "completion_rate", False) is None:
+                queue.completion_rate = partial(self.admission.completion_rate, self.resource)
+            queue = getattr(queue, "inner", None)
 
     def first_cap(self) -> int:
         """The ceiling before any replica is known."""
@@ -45,6 +56,13 @@ class Lane:
         """The slots of the ready replicas changed; unknown slots keep the default ceiling."""
         if self.cap == "slots":
             self.admission.set_cap(self.resource, max(1, slots) if slots is not None else UNKNOWN_SLOTS_CAP, now)
+
+    def serves(self, ready: bool, now: float) -> bool:
+        """Is a replica ready now? True if the last one has just gone."""
+        went = not ready and self.unready_since_s is None
+        if ready or went:
+            self.unready_since_s = None if ready else now
+        return went
 
     def eligible(self, item: QueueItem, view: QueueView) -> bool:
         return item.id not in self.skip

@@ -71,19 +71,26 @@ class PrefixCache:
         refs[block] = 1
         return True
 
+    def insert_all(self, blocks: Sequence[int]) -> Sequence[int]:
+        """`insert` of each; returns those that were new."""
+        if self.refs.keys().isdisjoint(blocks) and self.idle.keys().isdisjoint(blocks):
+            fresh = dict.fromkeys(blocks, 1)
+            if len(fresh) == len(blocks):
+                self.refs.update(fresh)
+                return blocks
+        return [h for h in blocks if self.insert(h)]
+
     def release(self, blocks: Sequence[int]) -> int:
         """Give references back; returns how many entries nobody holds any more. They stay findable until evicted."""
         refs, idle = self.refs, self.idle
-        freed = 0
+        before = len(idle)
         for h in reversed(blocks) if self._reverse else blocks:
-            held = refs[h] - 1
-            if held:
-                refs[h] = held
-            else:
-                del refs[h]
+            held = refs.pop(h)
+            if held == 1:
                 idle[h] = None
-                freed += 1
-        return freed
+            else:
+                refs[h] = held - 1
+        return len(idle) - before
 
     def trim(self, room: int) -> None:
         """Evict idle entries until at most `room` are left."""

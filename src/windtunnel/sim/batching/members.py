@@ -250,7 +250,7 @@ class Members:
         cache, blocks, refs = self.cache, a.blocks, a.refs
         assert cache is not None and blocks is not None and refs is not None
         full = a.computed // self._hash_tokens
-        new = [h for h in blocks[a.filled : full] if cache.insert(h)]
+        new = cache.insert_all(blocks[a.filled : full])
         a.filled = max(a.filled, full)
         refs += new
         if a.end_mark < 0:

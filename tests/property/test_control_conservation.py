@@ -1,0 +1,291 @@
+"""A control under random traffic, losses, cancels, duplicates and late events: its books balance after every event.
+
+The world beside it knows only effects: which attempts run where, and which requests were told how they ended.
+"""
+
+from __future__ import annotations
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from windtunnel.effects import Cancel, Close, Dispatch, Effect, Reject, WakeAt
+from windtunnel.events import (
+    Arrived,
+    Cancelled,
+    Commanded,
+    Event,
+    Failed,
+    Finished,
+    FirstToken,
+    ReplicaBooting,
+    ReplicaGone,
+    ReplicaReady,
+    Request,
+    Woke,
+)
+from windtunnel.policy.admission.aimd import Aimd
+from windtunnel.policy.admission.breaker import Breaker, BreakerGate
+from windtunnel.policy.admission.request import RequestAdmission
+from windtunnel.policy.control import Control
+from windtunnel.policy.lane import Lane
+from windtunnel.policy.open_request import WAITING
+from windtunnel.policy.param import BuildContext
+from windtunnel.policy.queueing.bounded import BoundedQueue
+from windtunnel.policy.queueing.deadline_drop import DeadlineDropQueue
+from windtunnel.policy.queueing.fair import FairTaskQueue, Queue
+from windtunnel.policy.queueing.fifo import FifoQueue
+from windtunnel.policy.routing.fleet import READY, Fleet
+from windtunnel.policy.routing.least import LeastOutstanding
+from windtunnel.policy.routing.roundrobin import RoundRobin
+from windtunnel.policy.settings import ControlSettings
+
+POOLS = ("x", "y")
+REPLICAS = ("x-0", "x-1", "y-0", "y-1")
+OUTCOMES = ("rate_limited", "provider_failure", "provider_timeout", "local_cancelled", "local_timeout", "unexpected_exception")
+STEPS_S = st.sampled_from([0.0, 0.0, 0.1, 0.5, 1.0, 3.0])
+LATE_REASONS = ("deadline_passed", "queue_timeout")
+
+
+def queue_of(kind: str) -> Queue:
+    bounds = {0: 4, 1: 3}
+    rules = {0: "shed_low_priority", 1: "drop_lru"}
+    return {
+        "fair": FairTaskQueue, "fifo": FifoQueue,
+        "bounded": lambda: BoundedQueue(FairTaskQueue(), 5, bounds, rules),
+        "drop": lambda: DeadlineDropQueue(BoundedQueue(FifoQueue(), 5, bounds, rules), 0.5),
+    }[kind]()
+
+
+class ControlMachine(RuleBasedStateMachine):
+    """Two lanes of one pool each; ids are never used twice."""
+
+    @initialize(queue=st.sampled_from(["fair", "fifo", "bounded", "drop"]), attempts=st.integers(1, 3), breaker=st.booleans(),
+                timeout_s=st.sampled_from([None, 0.0, 2.0]), hold_s=st.sampled_from([None, 0.0, 2.0]), watch=st.booleans(),
+                ramp_s=st.sampled_from([0.0, 4.0]))
+    def build(self, queue: str, attempts: int, breaker: bool, timeout_s: float | None, hold_s: float | None, watch: bool,
+              ramp_s: float) -> None:
+        def lane(n: int, pool: str) -> Lane:
+            gate = Breaker(BreakerGate(window=5, min_outcomes=2, open_s=4.0)) if breaker else None
+            limit = Aimd(cooldown_s=1.0, successes_until_increase=2, startup_ramp_s=ramp_s).build(BuildContext())
+            router = LeastOutstanding(pools=(pool,)) if n else RoundRobin(pools=(pool,))
+            return Lane(pool, queue=queue_of(queue), admission=RequestAdmission(limit, breaker=gate, generation=f"g{n}"), router=router,
+                        models=frozenset({pool}))
+
+        lanes = [lane(n, pool) for n, pool in enumerate(POOLS)]
+        self.control = Control(lanes=lanes, fleet=Fleet(), tenants={"a": 2.0}, settings=ControlSettings(
+            attempts=attempts, queue_wait_timeout_s=timeout_s, hold_unready_s=hold_s, cancel_late=watch,
+            first_token_s=2.0 if watch else None, wall_s=6.0 if watch else None))
+        self.settings = self.control.settings
+        self.now, self.count, self.stopped = 0.0, 0, False
+        self.wakes: dict[str, float] = {}
+        self.requests: dict[str, Request] = {}
+        self.attempts: dict[str, tuple[int, str]] = {}  # alive ones: request -> (dispatch, replica)
+        self.dispatches: dict[str, int] = {}
+        self.past: list[tuple[str, int, str]] = []
+        self.ended: set[str] = set()
+        self.leases: set[str] = set()
+        self.arrivals: dict[str, float] = {}
+        for replica in REPLICAS[:3]:
+            self.do(ReplicaReady(replica, replica[0], slots=2))
+
+    # -- the world ----------------------------------------------------------------------------------------------------------------
+
+    def do(self, event: Event) -> None:
+        effects = self.control.handle(event, self.now)
+        for effect in effects:
+            self.apply(effect)
+        self.control.check()
+
+    def apply(self, effect: Effect) -> None:
+        if isinstance(effect, Dispatch):
+            self.sent(effect)
+        elif isinstance(effect, Reject):
+            assert effect.request_id not in self.dispatches, "a dispatched request is closed, not rejected"
+            self.end(effect.request_id)
+        elif isinstance(effect, Close):
+            assert effect.request_id in self.dispatches, "a request that was never dispatched is rejected, not closed"
+            self.end(effect.request_id)
+        elif isinstance(effect, Cancel):
+            assert self.attempts[effect.request_id] == (effect.dispatch, effect.replica)
+        elif isinstance(effect, WakeAt):
+            assert effect.at is not None
+            assert effect.at < self.wakes.get(effect.key, float("inf")), "only an earlier wake replaces one"
+            self.wakes[effect.key] = effect.at
+
+    def sent(self, effect: Dispatch) -> None:
+        request = effect.request
+        assert request.id not in self.ended
+        assert request.id not in self.attempts, "one attempt at a time"
+        assert effect.dispatch == self.dispatches.get(request.id, 0) + 1 <= self.settings.attempts
+        assert effect.lease_id not in self.leases
+        assert self.control.fleet.replicas[effect.replica].state == READY
+        assert effect.replica.startswith(request.model)
+        assert request.replica in (None, effect.replica)
+        assert request.deadline_s is None or self.now < request.deadline_s
+        if self.settings.queue_wait_timeout_s and effect.dispatch == 1 and self.now > self.arrivals[request.id]:
+            assert self.now < self.arrivals[request.id] + self.settings.queue_wait_timeout_s
+        self.dispatches[request.id] = effect.dispatch
+        self.leases.add(effect.lease_id)
+        self.attempts[request.id] = (effect.dispatch, effect.replica)
+
+    def end(self, request_id: str) -> None:
+        assert request_id not in self.ended, "an end is said once"
+        self.ended.add(request_id)
+
+    def over(self, request_id: str) -> tuple[int, str]:
+        dispatch, replica = self.attempts.pop(request_id)
+        self.past.append((request_id, dispatch, replica))
+        return dispatch, replica
+
+    def pick(self, n: int) -> str:
+        return sorted(self.attempts)[n % len(self.attempts)]
+
+    # -- what may happen ----------------------------------------------------------------------------------------------------------
+
+    @rule(step_s=STEPS_S)
+    def time_passes(self, step_s: float) -> None:
+        """Wakes come late: nothing says that a world is on time."""
+        self.now += step_s
+
+    @rule(model=st.sampled_from(POOLS), tenant=st.sampled_from("abc"), priority=st.integers(0, 1),
+          deadline_in_s=st.sampled_from([None, None, 0.0, 1.0, 4.0]), replica=st.sampled_from([None, None, None, None, "-0", "-9"]))
+    def arrives(self, model: str, tenant: str, priority: int, deadline_in_s: float | None, replica: str | None) -> None:
+        self.count += 1
+        request = Request(f"r{self.count}", tenant, model, priority, self.now, 10, 10, replica=None if replica is None else model + replica,
+                          deadline_s=None if deadline_in_s is None else self.now + deadline_in_s)
+        self.requests[request.id], self.arrivals[request.id] = request, self.now
+        self.do(Arrived(request))
+        if self.stopped:
+            assert request.id in self.ended
+
+    @precondition(lambda self: self.attempts)
+    @rule(n=st.integers(0, 30))
+    def finishes(self, n: int) -> None:
+        request_id = self.pick(n)
+        dispatch, replica = self.over(request_id)
+        answered = request_id not in self.ended
+        self.do(Finished(request_id, dispatch, replica, 5, 10, 0, self.now, self.now))
+        if answered:
+            self.end(request_id)
+
+    @precondition(lambda self: self.attempts)
+    @rule(n=st.integers(0, 30), outcome=st.sampled_from(OUTCOMES), token=st.booleans())
+    def fails(self, n: int, outcome: str, token: bool) -> None:
+        request_id = self.pick(n)
+        dispatch, replica = self.over(request_id)
+        self.do(Failed(request_id, dispatch, replica, outcome, "why", first_token_s=self.now if token else None))
+
+    @precondition(lambda self: self.attempts)
+    @rule(n=st.integers(0, 30))
+    def first_token(self, n: int) -> None:
+        request_id = self.pick(n)
+        self.do(FirstToken(request_id, *self.attempts[request_id]))
+
+    @precondition(lambda self: self.past)
+    @rule(n=st.integers(0, 100), kind=st.sampled_from(["finished", "failed", "token"]))
+    def an_event_comes_twice_or_too_late(self, n: int, kind: str) -> None:
+        request_id, dispatch, replica = self.past[n % len(self.past)]
+        late, counts = self.control.late_events, self.control.view().counts
+        event: Event = FirstToken(request_id, dispatch, replica)
+        if kind == "finished":
+            event = Finished(request_id, dispatch, replica, 5)
+        elif kind == "failed":
+            event = Failed(request_id, dispatch, replica, "provider_failure", "late")
+        effects = self.control.handle(event, self.now)
+        assert list(effects) == []
+        assert (self.control.late_events, self.control.view().counts) == (late + 1, counts)
+
+    @precondition(lambda self: self.requests)
+    @rule(n=st.integers(0, 100), outcome=st.sampled_from(["local_cancelled", "local_timeout"]))
+    def client_leaves(self, n: int, outcome: str) -> None:
+        """In whatever state: waiting, running, closing or long over."""
+        request_id = list(self.requests)[-1 - n % len(self.requests)]
+        self.do(Cancelled(request_id, outcome=outcome))
+        assert request_id in self.ended
+
+    @rule(replica=st.sampled_from(REPLICAS))
+    def replica_ready(self, replica: str) -> None:
+        self.do(ReplicaReady(replica, replica[0], slots=1 + REPLICAS.index(replica) % 2))
+
+    @rule(replica=st.sampled_from(REPLICAS))
+    def replica_boots(self, replica: str) -> None:
+        self.do(ReplicaBooting(replica, replica[0]))
+
+    @rule(replica=st.sampled_from(REPLICAS), notice_s=st.sampled_from([None, None, 1.0]))
+    def replica_goes(self, replica: str, notice_s: float | None) -> None:
+        if notice_s is None:
+            for request_id in [i for i, (_, r) in self.attempts.items() if r == replica]:
+                self.over(request_id)
+        self.do(ReplicaGone(replica, "gone", None if notice_s is None else self.now + notice_s))
+
+    @precondition(lambda self: self.wakes)
+    @rule(n=st.integers(0, 10))
+    def wake(self, n: int) -> None:
+        key = sorted(self.wakes)[n % len(self.wakes)]
+        self.now = max(self.now, self.wakes.pop(key))
+        self.do(Woke(key))
+
+    @rule(odds=st.integers(0, 30))
+    def stop(self, odds: int) -> None:
+        if odds == 0:
+            self.stopped = True
+            self.do(Commanded("stop"))
+
+    # -- what must hold -----------------------------------------------------------------------------------------------------------
+
+    @invariant()
+    def books_balance(self) -> None:
+        if not hasattr(self, "control"):
+            return
+        control = self.control
+        counts = control.view().counts
+        assert counts.arrivals == self.count
+        assert counts.completed + counts.failed + counts.cancelled + counts.rejected + counts.timed_out + counts.abandoned == len(self.ended)
+        assert set(control.open_ids()) == set(self.requests) - self.ended
+        assert control.open_count == len(set(self.attempts) | (set(self.requests) - self.ended))
+        for replica in control.fleet.replicas.values():
+            assert replica.in_flight == sum(r == replica.id for _, r in self.attempts.values())
+        assert dict(control.view().wakes) == self.wakes
+
+    @invariant()
+    def nobody_waits_in_vain(self) -> None:
+        """Who could go now has gone (unless its own limit in time is over and the wake is still to come)."""
+        if not hasattr(self, "control"):
+            return
+        for lane in self.control.lanes:
+            ready = self.control.fleet.ready_count(lane.pools)
+            free = [o for o in self.control.flow.open.values() if o.lane is lane and o.state == WAITING and o.request.replica is None]
+            if not free or not ready or not lane.admission.admissible(lane.resource, self.now):
+                continue
+            queue = lane.queue
+            while (inner := getattr(queue, "inner", None)) is not None:
+                queue = inner
+            lines = queue.lines()  # type: ignore[attr-defined]
+            heads = {next(iter(line)) for line in lines.values()}
+            if isinstance(queue, FifoQueue):
+                heads = {next(iter(queue._items))}
+            if any(o.request.id in heads for o in free):
+                assert self.wakes.get("requests", float("inf")) <= self.now, f"{free[0].request.id} could run and nothing will wake it"
+
+    def teardown(self) -> None:
+        """Everything ends: replicas answer what is left, then all go."""
+        if not hasattr(self, "control"):
+            return
+        self.do(Commanded("stop"))
+        for request_id in sorted(self.attempts):
+            dispatch, replica = self.over(request_id)
+            self.do(Failed(request_id, dispatch, replica, "provider_failure", "over"))
+        assert self.ended == set(self.requests)
+        assert self.control.open_count == 0
+        counts = self.control.view().counts
+        assert (counts.waiting, counts.active, counts.arrivals) == (0, 0, self.count)
+        assert all(lane.admission.in_flight(lane.resource) == 0 for lane in self.control.lanes)
+
+
+ControlMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None,
+                                            suppress_health_check=list(HealthCheck))
+
+
+class TestAC1ControlConservation(ControlMachine.TestCase):  # type: ignore[name-defined, misc]
+    """INV-1, AC-3, EE-20: one end per request, one attempt at a time, leases and ledger exact."""
