@@ -143,11 +143,22 @@ def test_capabilities(server: ServerProcess) -> None:
     assert "kv_used_fraction" in said.metrics_missing  # known from /slots instead
 
 
+async def settled(engine: Engine) -> Any:
+    """The scrape once nothing runs and the counters stand still: calls that were cancelled before are counted late."""
+    last = await engine.scrape()
+    while True:
+        await asyncio.sleep(0.3)
+        now = await engine.scrape()
+        if now.running == 0 and (now.output_tokens_total, now.input_tokens_total) == (last.output_tokens_total, last.input_tokens_total):
+            return now
+        last = now
+
+
 def test_counters_rise_by_what_was_made(server: ServerProcess) -> None:
     async def work(engine: Engine) -> tuple[int, int]:
-        before = await engine.scrape()
+        before = await settled(engine)
         await collect(engine, asked(30, 20, options={"cache_prompt": False}))
-        after = await engine.scrape()
+        after = await settled(engine)
         pairs = [(before.output_tokens_total, after.output_tokens_total), (before.input_tokens_total, after.input_tokens_total)]
         made, read = (b - a for a, b in pairs if a is not None and b is not None)
         return made, read

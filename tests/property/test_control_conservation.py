@@ -29,7 +29,6 @@ from windtunnel.policy.admission.breaker import Breaker, BreakerGate
 from windtunnel.policy.admission.request import RequestAdmission
 from windtunnel.policy.control import Control
 from windtunnel.policy.lane import Lane
-from windtunnel.policy.open_request import WAITING
 from windtunnel.policy.param import BuildContext
 from windtunnel.policy.queueing.bounded import BoundedQueue
 from windtunnel.policy.queueing.deadline_drop import DeadlineDropQueue
@@ -255,18 +254,11 @@ class ControlMachine(RuleBasedStateMachine):
             return
         for lane in self.control.lanes:
             ready = self.control.fleet.ready_count(lane.pools)
-            free = [o for o in self.control.flow.open.values() if o.lane is lane and o.state == WAITING and o.request.replica is None]
-            if not free or not ready or not lane.admission.admissible(lane.resource, self.now):
+            if not len(lane.queue) or not ready or not lane.admission.admissible(lane.resource, self.now):
                 continue
-            queue = lane.queue
-            while (inner := getattr(queue, "inner", None)) is not None:
-                queue = inner
-            lines = queue.lines()  # type: ignore[attr-defined]
-            heads = {next(iter(line)) for line in lines.values()}
-            if isinstance(queue, FifoQueue):
-                heads = {next(iter(queue._items))}
-            if any(o.request.id in heads for o in free):
-                assert self.wakes.get("requests", float("inf")) <= self.now, f"{free[0].request.id} could run and nothing will wake it"
+            could = lane.queue.select(lambda item, _: item.request is not None and item.request.replica is None, self.now)
+            if could is not None:
+                assert self.wakes.get("requests", float("inf")) <= self.now, f"{could.item.id} could run and nothing will wake it"
 
     def teardown(self) -> None:
         """Everything ends: replicas answer what is left, then all go."""

@@ -294,6 +294,19 @@ def test_SK_6_a_pool_too_small_for_what_was_admitted(drawn: list[Any], blocks: i
     compare(jobs_of(drawn), config, MODELS["affine"])
 
 
+@pytest.mark.parametrize("output", [0, 1, 2])
+def test_SE_9_the_longest_context_and_one_token_more(output: int) -> None:
+    """An output of 0 is 1 to the engine."""
+    for prompt in (197, 198, 199, 200):
+        compare([Job(0.0, prompt, output)], EngineConfig(max_model_len=200), MODELS["affine"])
+
+
+def test_SE_5_sarathi_admits_in_the_step_that_preempts() -> None:
+    jobs = [Job(0.0, 30, 60), Job(0.0, 28, 60), Job(0.0, 26, 60), Job(0.4, 5, 9)]
+    config = EngineConfig(policy="sarathi", num_blocks=24, block_size=4, max_num_seqs=8, max_num_batched_tokens=64)
+    assert compare(jobs, config, MODELS["affine"]).preemptions > 0
+
+
 def test_SK_6_a_burst_in_a_tiny_pool_recomputes_and_ends() -> None:
     jobs = [Job(0.001 * (i // 4), 50 + 7 * i, 80 - 3 * i, 1.0 if i % 9 == 4 else None) for i in range(20)]
     for whole in (True, False):

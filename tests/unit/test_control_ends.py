@@ -44,8 +44,7 @@ class Bench:
         factory = (aimd or Fixed(limit)).build(BuildContext())
         self.admission = RequestAdmission(factory, breaker=Breaker(breaker) if breaker else None)
         self.lane = Lane("chat", queue=FairTaskQueue() if queue is None else queue, admission=self.admission,
-                         router=LeastOutstanding(pools=("chat",)),
-                         models=frozenset({"m"}))
+                         router=LeastOutstanding(pools=("chat",)), models=frozenset({"m"}))
         self.control = Control(lanes=(self.lane,), fleet=Fleet(), settings=ControlSettings(**settings))  # type: ignore[arg-type]
         for n in range(replicas):
             self.do(ReplicaReady(f"chat-{n}", "chat", slots=8), 0.0)
@@ -437,6 +436,50 @@ def test_RA_2_the_ceiling_follows_the_slots_of_ready_replicas() -> None:
     b.do(ReplicaReady("y", "chat", slots=3), 2.0)
     b.do(ReplicaBooting("y", "chat"), 3.0)  # restarts
     assert b.admission.snapshot("chat", 3.0).limit == 2
+
+
+def test_a_request_for_one_replica_holds_up_its_own_tenant_only() -> None:
+    b = Bench(limit=8, replicas=2)
+    b.do(ReplicaBooting("chat-0", "chat"), 0.5)
+    b.arrive("pinned", 1.0, tenant="t", replica="chat-0")
+    b.arrive("behind", 1.1, tenant="t")
+    assert sent(b.arrive("other", 1.2, tenant="u")) == [("other", 1, "chat-1")]
+    assert b.counts == {"arrivals": 3, "waiting": 2, "active": 1}
+    out = b.do(Cancelled("pinned"), 2.0)
+    assert sent(out) == [("behind", 1, "chat-1")]
+
+
+def test_a_request_for_a_replica_that_is_no_more_ends_at_once() -> None:
+    b = Bench(limit=8, replicas=2)
+    assert refused(b.arrive("a", 1.0, replica="chat-9")) == [("a", "no_replica", "rejected", "rate_limited")]
+    b.do(ReplicaBooting("chat-0", "chat"), 2.0)
+    b.arrive("b", 3.0, replica="chat-0")
+    b.arrive("c", 3.0)
+    out = b.do(ReplicaGone("chat-0", "crash"), 4.0)
+    assert refused(out) == [("b", "no_replica", "rejected", "rate_limited")]
+    assert sent(out) == [("c", 1, "chat-1")]
+
+
+def test_EE_11_a_first_token_of_the_attempt_before_is_late() -> None:
+    b = Bench(attempts=2, aimd=Aimd(initial_limit=1))
+    b.arrive("a", 1.0)
+    b.fail("a", 2.0, "rate_limited")
+    assert b.do(FirstToken("a", 1, "chat-0"), 2.1) == []
+    assert b.control.late_events == 1
+
+
+def test_DN_2_a_queue_timeout_says_when_its_turn_would_have_come() -> None:
+    b = Bench(queue_wait_timeout_s=1.0)
+    for n in range(40):
+        b.arrive(f"a{n}", 0.25 * n)
+        b.finish(f"a{n}", 0.25 * n + 0.25)
+    b.arrive("run", 10.0)
+    b.arrive("first", 10.0)
+    b.arrive("second", 10.0)
+    out = [e for e in b.do(Woke("queue"), 11.0) if isinstance(e, Reject)]
+    rate_rps = b.admission.completion_rate("chat", 11.0)
+    assert rate_rps is not None
+    assert [e.denial.retry_after_s for e in out] == [pytest.approx(2 / rate_rps), pytest.approx(1 / rate_rps)]
 
 
 # -- doors closed -----------------------------------------------------------------------------------------------------------------

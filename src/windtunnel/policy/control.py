@@ -61,6 +61,7 @@ class Control:
         self.seq = 0
         self._now = float("-inf")
         self._busy = self._began = False
+        self._noting = "request" in wants
         self._armed: dict[str, float] = {}
         self._planner_events: frozenset[type] = planner.events if planner else frozenset()
         if planner:
@@ -91,6 +92,9 @@ class Control:
             self._on[kind](event)  # type: ignore[operator]
             if flow.dirty:
                 flow.pump_all()
+            if self._noting:
+                for lane in self.lanes:
+                    out.extend(lane.admission.drain_notes())
             if kind in self._planner_events:
                 self._plan(event)
             if flow.wanted:

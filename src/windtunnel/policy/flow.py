@@ -68,10 +68,10 @@ class Flow:
             if type(choice) is Choice:
                 lease = lane.admission.try_acquire(lane.resource, now)
                 if type(lease) is not Denial:
-                    if not lane.queue.straight(item, now):
-                        self._through_queue(lane, item)
-                    self._dispatch(opened, choice, lease)
-                    return
+                    if lane.queue.straight(item, now):
+                        self._dispatch(opened, choice, lease)
+                        return
+                    lane.admission.release(lease, "local_cancelled", now)  # type: ignore[arg-type]  # the pump acquires anew
         self._wait(opened)
 
     def _intake(self, request: Request, lane: Lane | None) -> Denial | None:
@@ -102,8 +102,8 @@ class Flow:
             self._end_waiting(item.id, offered.rejected[0].denial)
             return
         self._arm_waiting(opened)
-        if len(lane.queue) == 1:
-            self.mark(lane)
+        if len(lane.queue) == 1 or lane.admission.admissible(lane.resource, now):
+            self.mark(lane)  # open although others wait: they are held up by wishes of their own
 
     def _arm_waiting(self, opened: OpenRequest) -> None:
         settings, timers, request = self.settings, self._queue_timers, opened.request
@@ -119,13 +119,6 @@ class Flow:
     def _hold(self, opened: OpenRequest, hold_s: float) -> None:
         self._queue_timers.add(self.now + hold_s, opened.request.id, opened.dispatches, "none_ready")
         self.want("queue", self.now + hold_s)
-
-    def _through_queue(self, lane: Lane, item: QueueItem) -> None:
-        """For queues without a straight path: offer, select, commit, with the lane already known to be open."""
-        lane.queue.offer((item,), self.now)
-        selection = lane.queue.select(lane.eligible, self.now)
-        if selection is None or selection.item.id != item.id or lane.queue.commit(selection, self.now) is None:
-            raise PolicyError(f"queue of lane {lane.name!r} did not give back its only item {item.id!r}")
 
     def _pump(self, lane: Lane) -> None:
         """Dispatch until the lane is shut or nothing eligible waits: O(log n) per dispatched or blocked head."""
@@ -194,7 +187,7 @@ class Flow:
 
     def first_token(self, event: FirstToken) -> None:
         opened = self.open.get(event.request_id)
-        if opened is None or opened.dispatches != event.dispatch:
+        if opened is None or opened.dispatches != event.dispatch or opened.state == WAITING:
             self.late_events += 1
             return
         opened.first_token = True
@@ -279,8 +272,10 @@ class Flow:
     def _end_waiting(self, request_id: str, denial: Denial, outcome: str | None = None) -> None:
         """A waiting request ends: never dispatched -> Reject, dispatched before -> Close."""
         opened = self.open.pop(request_id)
-        opened.lane.queue.discard(request_id, self.now)
-        tally = opened.tally
+        lane, tally = opened.lane, opened.tally
+        lane.queue.discard(request_id, self.now)
+        if len(lane.queue) and lane.admission.admissible(lane.resource, self.now):
+            self.mark(lane)  # it may have held up those behind it
         end = outcome_of_denial(denial.reason)
         if opened.dispatches:
             state = outcomes.CANCELLED if end.state == outcomes.ABANDONED else outcomes.FAILED

@@ -99,7 +99,7 @@ class SimEngine(Progress):
 
     def submit(self, a: Attempt) -> Refusal | None:
         """Take an attempt now, or refuse it: too long for the context or the KV cache (400), queue full (`reject_status`)."""
-        if a.prompt + a.output > self._longest:
+        if a.prompt + a.output >= self._longest:
             refusal = self._refusal(a)
             if refusal is not None:
                 return refusal
@@ -212,9 +212,16 @@ class SimEngine(Progress):
                 heappop(marks)
             k = 1 if once else marks[0][0] - self.D
             if kv.total is not None and kv.base_sum + kv.n * (self.D + k + kv.size) > (kv.total - kv.fixed) * kv.size:
-                k = self._tight(k)
-            b = batch.tokens = batch.sampled = batch.sequences = kv.n
-            batch.prefill = _NOTHING
+                k = kv.affordable(self.D, k)
+                if not k:
+                    self._compose(self)  # somebody loses its blocks
+                    k = 1
+            b = kv.n
+            if self._chunks:
+                self._fill(batch, b)
+            else:
+                batch.tokens = batch.sampled = batch.sequences = b
+                batch.prefill = _NOTHING
         else:
             return
         batch.decode_seqs = b
@@ -233,12 +240,6 @@ class SimEngine(Progress):
         heappush(self._agenda_queue, (due, COMPLETION, next(self._eid), self._run_end))
         if self._started:
             self._tell_started()
-
-    def _tight(self, k: int) -> int:
-        """Blocks are scarce: preempt if not even the next step has enough, and no run beyond what there is."""
-        if self.make_room():
-            return 1
-        return self.kv.affordable(self.D, k)
 
     def _fill(self, batch: Batch, b: int) -> None:
         """Describe a step with prefill."""

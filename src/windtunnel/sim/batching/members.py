@@ -51,7 +51,7 @@ class Members:
 
     def _refusal(self, a: Attempt) -> Refusal | None:
         config = self.config
-        if config.max_model_len is not None and a.prompt + a.output > config.max_model_len:
+        if config.max_model_len is not None and a.prompt + max(1, a.output) > config.max_model_len:
             return Refusal(400, "context_length_exceeded")
         longest = a.prompt + a.output - (a.output > 0)  # the last token's KV is never stored
         if config.num_blocks is not None and self.kv.blocks_for(longest) > config.num_blocks:
@@ -294,7 +294,7 @@ class Members:
 
 
 def _longest(config: EngineConfig) -> int:
-    """Requests of at most so many prompt and output tokens need no look at the limits."""
+    """Requests of fewer prompt and output tokens than this need no look at the limits."""
     if config.max_queued_requests is not None or config.max_queued_tokens is not None:
         return -1
     longest = 1 << 62
