@@ -258,7 +258,8 @@ prompts = st.one_of(st.just(1), st.integers(1, 40), st.integers(41, 260))
 outputs = st.one_of(st.just(0), st.just(1), st.integers(2, 60))
 drawn_jobs = st.lists(st.tuples(gap, prompts, outputs, st.one_of(st.none(), st.none(), st.floats(0.0, 0.8))), min_size=1, max_size=14)
 configs = st.builds(
-    EngineConfig, policy=st.sampled_from(["vllm", "vllm", "sarathi"]), chunked_prefill=st.sampled_from([True, True, False]), max_num_seqs=st.integers(1, 8), max_num_batched_tokens=st.sampled_from([8, 9, 32, 64, 300]),
+    EngineConfig, policy=st.sampled_from(["vllm", "vllm", "sarathi"]), chunked_prefill=st.sampled_from([True, True, False]),
+    max_num_seqs=st.integers(1, 8), max_num_batched_tokens=st.sampled_from([8, 9, 32, 64, 300]),
     block_size=st.sampled_from([1, 4, 16]), num_blocks=st.one_of(st.none(), st.integers(3, 60)), watermark=st.sampled_from([0.0, 0.05]),
     reserve_full_input=st.booleans(), prefix_cache=st.booleans(), max_queued_requests=st.sampled_from([None, None, 3]),
     max_model_len=st.sampled_from([None, None, 200]),
