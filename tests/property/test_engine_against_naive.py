@@ -303,9 +303,8 @@ def test_SE_9_the_longest_context_and_one_token_more(output: int) -> None:
 
 
 def test_SE_5_sarathi_admits_in_the_step_that_preempts() -> None:
-    jobs = [Job(0.0, 30, 60), Job(0.0, 28, 60), Job(0.0, 26, 60), Job(0.4, 5, 9)]
-    config = EngineConfig(policy="sarathi", num_blocks=24, block_size=4, max_num_seqs=8, max_num_batched_tokens=64)
-    assert compare(jobs, config, MODELS["affine"]).preemptions > 0
+    config = EngineConfig(policy="sarathi", num_blocks=17, block_size=4, max_num_seqs=2, max_num_batched_tokens=8, reserve_full_input=False)
+    assert compare([Job(0.0, 1, 33), Job(0.0, 1, 33)], config, MODELS["affine"]).preemptions == 1
 
 
 def test_SK_6_a_burst_in_a_tiny_pool_recomputes_and_ends() -> None:
