@@ -81,3 +81,15 @@ def test_first_notebook_shows_card_run_and_figures(lab: str, page: Page) -> None
     page.screenshot(path=SHOTS / "notebook-01.png")
     text = page.locator(".jp-Notebook").inner_text()
     assert "19366" in text and "SIMULATED" in text
+
+
+def test_driving_notebook_shows_badge_stop_and_replay(lab: str, page: Page) -> None:
+    run_all(page, lab, "11-drive-real-engines")
+    page.wait_for_selector(".wt-live", timeout=120_000)
+    page.wait_for_function("document.querySelector('.jp-Notebook').innerText.includes('replay of')", timeout=120_000)
+    page.wait_for_timeout(1000)
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=SHOTS / "notebook-11.png")
+    panel = page.locator(".wt-live").first
+    assert panel.get_by_role("button", name="STOP").or_(panel.get_by_role("button", name="landed")).count() == 1
+    assert "agrees" in page.locator(".jp-Notebook").inner_text()

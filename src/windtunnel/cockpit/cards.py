@@ -99,7 +99,7 @@ def run_card(run: Run) -> str:
     mode = run.meta.world if run.meta.world == "simulated" else run.meta.mode
     ground, ink, shape = palette.BADGES.get(mode, palette.BADGES["stopped"])
     style = f"background:{ground};color:{ink};padding:1px 8px;border-radius:4px;font-weight:700"
-    badge = f'<span style="{style}">{shape} {escape(mode.upper())}</span>'
+    badge = f'<span style="{style}">{shape} {escape(mode.replace("_", " ").upper())}</span>'
     words = [w for w, so in (("INCOMPLETE", not run.complete), ("DEGRADED", run.degraded)) if so]
     values = run.summary().values
     facts = [f"{fmt(values['window_s'], 's')}", f"{values['offered']:,} requests", f"seed {run.seed}", *words]

@@ -14,6 +14,7 @@ from windtunnel.effects import Close, Reject
 from windtunnel.errors import ArmRefusedError, ConfigNeedsError, ConfigValueError, EngineStoppedError
 from windtunnel.events import Event
 from windtunnel.live.arming import Check, FleetLock, check_consent, refuse_if_red
+from windtunnel.live.calm import calm_gc
 from windtunnel.live.clock import RunClock
 from windtunnel.live.engines import make_engine
 from windtunnel.live.fleet import LiveFleet
@@ -270,7 +271,7 @@ class LiveDriver:
 
     def _main(self, t0: float | None) -> None:
         try:
-            with asyncio.Runner() as runner:
+            with calm_gc(), asyncio.Runner() as runner:
                 runner.run(self._fly(t0))
         except Exception as error:
             self._error = self._error or error

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from functools import cache
+from itertools import cycle
 from typing import Any, Literal
 
 import httpx
@@ -19,7 +20,8 @@ import httpx
 from windtunnel.errors import EngineUnavailableError
 
 CONNECT_S = 5.0
-KEPT_CONNECTIONS = 128  # the pool walks all kept connections for every request
+KEPT_CONNECTIONS = 128
+POOLS = 8  # for every request a pool walks all of its connections, so several small pools cost less than one large one
 KEPT_S = 4.0  # uvicorn and llama.cpp close an idle connection after 5 s; reusing it just then would fail
 TransportKind = Literal["refused", "connect_timeout", "timeout", "reset", "eof", "protocol"]
 _BEFORE_ANY_BYTE = "without sending a response"
@@ -100,14 +102,18 @@ class HttpClient:
                  trust_env: bool = False) -> None:
         self.url = url.rstrip("/")
         self.reconnects = 0
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=KEPT_CONNECTIONS, keepalive_expiry=KEPT_S)
-        self._client = httpx.AsyncClient(
-            headers={"accept-encoding": "identity", "user-agent": "windtunnel", **(headers or {})},
-            verify=_tls() if url.startswith("https") else False,  # without TLS nothing is verified; loading certificates is slow
-            timeout=httpx.Timeout(None, connect=connect_s),
-            limits=limits,
-            trust_env=trust_env,
-        )
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=KEPT_CONNECTIONS // POOLS, keepalive_expiry=KEPT_S)
+        self._clients = [
+            httpx.AsyncClient(
+                headers={"accept-encoding": "identity", "user-agent": "windtunnel", **(headers or {})},
+                verify=_tls() if url.startswith("https") else False,  # without TLS nothing is verified; loading certificates is slow
+                timeout=httpx.Timeout(None, connect=connect_s),
+                limits=limits,
+                trust_env=trust_env,
+            )
+            for _ in range(POOLS)
+        ]
+        self._turn = cycle(self._clients)
 
     @asynccontextmanager
     async def stream_post(self, path: str, body: Mapping[str, Any],
@@ -123,10 +129,11 @@ class HttpClient:
     async def _send(self, path: str, content: bytes, headers: Mapping[str, str]) -> httpx.Response:
         for last_try in (False, True):
             trace = _Trace()
-            request = self._client.build_request("POST", self.url + path, content=content, headers=headers, extensions={"trace": trace})
+            client = next(self._turn)
+            request = client.build_request("POST", self.url + path, content=content, headers=headers, extensions={"trace": trace})
             try:
                 with _translated():
-                    return await self._client.send(request, stream=True)
+                    return await client.send(request, stream=True)
             except TransportError as error:
                 # Some servers close a kept connection just as it is used again: nothing was computed, so sending once more is safe.
                 if last_try or not (trace.reused and not trace.answered and _died_silently(error)):
@@ -139,13 +146,14 @@ class HttpClient:
         try:
             async with asyncio.timeout(timeout_s):
                 with _translated():
-                    response = await self._client.get(self.url + path, headers=headers)
+                    response = await self._clients[0].get(self.url + path, headers=headers)
         except TimeoutError:
             raise TransportError("timeout", f"no answer to GET {path} within {timeout_s:g} s") from None
         return HttpReply(response.status_code, response.headers, response.content)
 
     async def aclose(self) -> None:
-        await self._client.aclose()
+        for client in self._clients:
+            await client.aclose()
 
 
 class _Trace:
