@@ -12,7 +12,6 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from functools import cache
-from itertools import cycle
 from typing import Any, Literal
 
 import httpx
@@ -113,23 +112,28 @@ class HttpClient:
             )
             for _ in range(POOLS)
         ]
-        self._turn = cycle(self._clients)
+        self._streams = [0] * POOLS
 
     @asynccontextmanager
     async def stream_post(self, path: str, body: Mapping[str, Any],
                           headers: Mapping[str, str] | None = None) -> AsyncIterator[StreamReply]:
         """POST JSON and stream the reply; leaving early closes the socket, which the engine sees. Raises TransportError."""
         content = json.dumps(body, separators=(",", ":"), allow_nan=False).encode()
-        response = await self._send(path, content, {"content-type": "application/json", "accept": "text/event-stream", **(headers or {})})
+        wanted = {"content-type": "application/json", "accept": "text/event-stream", **(headers or {})}
+        pool = min(range(POOLS), key=self._streams.__getitem__)  # the least busy; the first of equals, so that connections are reused
+        self._streams[pool] += 1
         try:
-            yield StreamReply(response)
+            response = await self._send(self._clients[pool], path, content, wanted)
+            try:
+                yield StreamReply(response)
+            finally:
+                await response.aclose()
         finally:
-            await response.aclose()
+            self._streams[pool] -= 1
 
-    async def _send(self, path: str, content: bytes, headers: Mapping[str, str]) -> httpx.Response:
+    async def _send(self, client: httpx.AsyncClient, path: str, content: bytes, headers: Mapping[str, str]) -> httpx.Response:
         for last_try in (False, True):
             trace = _Trace()
-            client = next(self._turn)
             request = client.build_request("POST", self.url + path, content=content, headers=headers, extensions={"trace": trace})
             try:
                 with _translated():
