@@ -102,12 +102,14 @@ def stop(run: str | None = None, /, *, cut: bool = False) -> Answer:
 
 
 @engine_app.command(name="up")
-def engine_up(*, port: int = 8090, parallel: int = 2, ctx: int = 4096, model: str = "tiny", threads: int | None = None) -> Answer:
+def engine_up(kind: Literal["llamacpp"] = "llamacpp", /, *, port: int = 8090, parallel: int = 2, ctx: int = 4096, model: str = "tiny",
+              threads: int | None = None) -> Answer:
     """Start a llama.cpp server that runs until `engine down`.
 
-    Example: `windtunnel engine up --port 8090`
+    Example: `windtunnel engine up llamacpp --port 8090`
 
     Args:
+        kind: The engine; llama.cpp is the one that comes as a wheel.
         port: Where it listens, on this machine only.
         parallel: Requests at once.
         ctx: Context tokens of all of them together.
