@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from windtunnel.cockpit import palette
+from windtunnel.cockpit.badge import badge
 from windtunnel.cockpit.svg import sparkline
 
 if TYPE_CHECKING:
@@ -97,14 +97,11 @@ def html(subject: Any) -> str:
 def run_card(run: Run) -> str:
     """Badge, name, numbers, sparklines of load and latency, provenance, what to call next."""
     mode = run.meta.world if run.meta.world == "simulated" else run.meta.mode
-    ground, ink, shape = palette.BADGES.get(mode, palette.BADGES["stopped"])
-    style = f"background:{ground};color:{ink};padding:1px 8px;border-radius:4px;font-weight:700"
-    badge = f'<span style="{style}">{shape} {escape(mode.replace("_", " ").upper())}</span>'
     words = [w for w, so in (("INCOMPLETE", not run.complete), ("DEGRADED", run.degraded)) if so]
     values = run.summary().values
     facts = [f"{fmt(values['window_s'], 's')}", f"{values['offered']:,} requests", f"seed {run.seed}", *words]
     foot = f"<p>timing: {escape(run.provenance)}</p>" if run.provenance else ""
-    return (f'<div style="font-family:sans-serif">{badge} <b>{escape(run.id)}</b> <span>{escape(" · ".join(facts))}</span>'
+    return (f'<div style="font-family:sans-serif">{badge(mode)} <b>{escape(run.id)}</b> <span>{escape(" · ".join(facts))}</span>'
             f"{_numbers(run.summary())}{_sparks(run)}{foot}{_next(run)}</div>")
 
 

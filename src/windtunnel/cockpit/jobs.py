@@ -51,14 +51,6 @@ class LatestWins:
         self._publish(result)
         return result
 
-    @property
-    def idle(self) -> bool:
-        """Nothing waits and nothing flies."""
-        with self._lock:
-            return self._job is None and self.started == self.finished + self._dropped
-
-    _dropped = 0
-
     def close(self) -> None:
         """End the worker; harmless twice."""
         with self._lock:
@@ -92,7 +84,6 @@ class LatestWins:
             try:
                 self._fly(job)
             except Exception as error:
-                self._dropped += 1
                 self._failed(error)
 
     def _fly(self, job: Callable[[], Any]) -> None:
@@ -101,7 +92,6 @@ class LatestWins:
             state = flight.advance(SLICE_S)
             if self._overtaken():
                 flight.cancel()
-                self._dropped += 1
                 return
             if state.done:
                 break
