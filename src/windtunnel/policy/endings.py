@@ -1,0 +1,131 @@
+"""How requests end: success, failure, cancellation, refusal, a lost replica, a stop. Each ends once and gives back what it held."""
+
+from __future__ import annotations
+
+from windtunnel import effects as fx
+from windtunnel.events import Cancelled, Failed, Finished
+from windtunnel.policy import outcomes
+from windtunnel.policy.admission.denial import Denial, make_denial
+from windtunnel.policy.book import Book
+from windtunnel.policy.lane import Lane
+from windtunnel.policy.open_request import CLOSING, WAITING, OpenRequest
+from windtunnel.policy.outcomes import outcome_of, outcome_of_denial
+
+
+class Endings(Book):
+    """Ends requests and attempts; a failed attempt may go back to its queue."""
+
+    def finished(self, event: Finished) -> None:
+        opened = self.open.get(event.request_id)
+        if opened is None or opened.dispatches != event.dispatch or opened.state == WAITING:
+            self.late_events += 1
+            return
+        rtt_s = None if event.first_token_s is None else event.first_token_s - opened.sent_s
+        self._release(opened, "success", rtt_s, None, event.output_tokens)
+        del self.open[event.request_id]
+        if opened.state != CLOSING:
+            opened.tally.active -= 1
+            opened.tally.completed += 1
+
+    def failed(self, event: Failed) -> None:
+        opened = self.open.get(event.request_id)
+        if opened is None or opened.dispatches != event.dispatch or opened.state == WAITING:
+            self.late_events += 1
+            return
+        no_token = event.first_token_s is None and not event.output_tokens and not opened.first_token
+        self._attempt_over(opened, event.outcome, event.reason, event.retry_after_s, no_token)
+
+    def _attempt_over(self, opened: OpenRequest, outcome: str, reason: str, retry_after_s: float | None, no_token: bool) -> None:
+        """An attempt ended without success: release, then try again or close the request."""
+        self._release(opened, opened.lease_outcome or outcome, None, retry_after_s, None)
+        request = opened.request
+        if opened.state == CLOSING:
+            del self.open[request.id]
+            return
+        end = outcome_of(outcome, reason)
+        late = request.deadline_s is not None and self.now >= request.deadline_s
+        if end.again and no_token and opened.dispatches < self.settings.attempts and not late and not self.stopped:
+            self._again(opened, outcome)
+            return
+        del self.open[request.id]
+        self._count_end(opened.tally, end.state)
+        self.out.append(fx.Close(request.id, end.state, end.outcome, reason, retry_after_s))
+
+    def _again(self, opened: OpenRequest, outcome: str) -> None:
+        """Back to the queue with its place; a replica that failed (not one that was merely full) is avoided."""
+        if outcome != "rate_limited":
+            opened.avoid(opened.replica)
+        opened.state = WAITING  # it stays `active` in the counts: it was admitted once
+        opened.item = opened.item_again()
+        opened.lane.queue.restore(opened.item, self.now)
+        self._arm_waiting(opened)
+        self.mark(opened.lane)
+
+    def _release(self, opened: OpenRequest, outcome: str, rtt_s: float | None, retry_after_s: float | None, output_tokens: int | None) -> None:
+        """Give back what the attempt held: router, ledger, lease; the lane may have room now."""
+        request, lane, now = opened.request, opened.lane, self.now
+        assert opened.lease is not None
+        lane.router.done(request, opened.replica, outcome, now)
+        self.fleet.done(request.id, opened.replica, now, success=outcome == "success", output_tokens=output_tokens)
+        lane.admission.release(opened.lease, outcome, now, retry_after_s=retry_after_s, rtt_s=rtt_s)
+        if len(lane.queue):
+            self.mark(lane)
+
+    def cancelled(self, event: Cancelled) -> None:
+        opened = self.open.get(event.request_id or "")
+        if opened is None or opened.state == CLOSING:
+            return
+        if opened.state == WAITING:
+            self._end_waiting(opened.request.id, make_denial("queue", "cancellation"), event.outcome)
+            return
+        self._stop_running(opened, outcomes.CANCELLED, event.outcome, event.reason)
+
+    def _stop_running(self, opened: OpenRequest, state: str, outcome: str, reason: str, lease_outcome: str | None = None) -> None:
+        """End a running request now; its attempt holds lease and ledger until the engine has let go.
+
+        lease_outcome: what limits and breaker then learn; None: what the engine says.
+        """
+        opened.state, opened.lease_outcome = CLOSING, lease_outcome
+        self._count_end(opened.tally, state)
+        request_id = opened.request.id
+        self.out.append(fx.Close(request_id, state, outcome, reason))
+        self.out.append(fx.Cancel(request_id, opened.dispatches, opened.replica, reason))
+
+    def _end_waiting(self, request_id: str, denial: Denial, outcome: str | None = None) -> None:
+        """A waiting request ends: never dispatched -> Reject, dispatched before -> Close."""
+        opened = self.open.pop(request_id)
+        lane, tally = opened.lane, opened.tally
+        lane.queue.discard(request_id, self.now)
+        if len(lane.queue) and lane.admission.admissible(lane.resource, self.now):
+            self.mark(lane)  # it may have held up those behind it
+        end = outcome_of_denial(denial.reason)
+        if opened.dispatches:
+            state = outcomes.CANCELLED if end.state == outcomes.ABANDONED else outcomes.FAILED
+            self._count_end(tally, state)
+            self.out.append(fx.Close(request_id, state, outcome or end.outcome, str(denial.reason), denial.retry_after_s))
+            return
+        tally.waiting -= 1
+        setattr(tally, end.state, getattr(tally, end.state) + 1)
+        self.out.append(fx.Reject(request_id, denial, end.state, outcome or end.outcome))
+
+    def lost(self, replica: str, reason: str) -> None:
+        """A replica is gone: what ran on it has failed, in dispatch order, before anything is dispatched again."""
+        for request_id, dispatch in self.fleet.in_flight_of(replica):
+            opened = self.open.get(request_id)
+            if opened is not None and opened.dispatches == dispatch:
+                no_token = self.tracks_first_token and not opened.first_token
+                self._attempt_over(opened, "provider_failure", reason, None, no_token)
+
+    def _no_replica(self, lane: Lane) -> None:
+        """Nothing serves this lane and nothing is coming: all that wait in it end now, in order of arrival."""
+        if self._alive(lane):
+            return
+        for opened in self._waiting_in(lane):
+            self._end_waiting(opened.request.id, make_denial("route", "no_replica", resource=lane.resource))
+
+    def stop(self) -> None:
+        """Nothing more is admitted; what waits ends now, what runs goes on."""
+        self.stopped = True
+        for lane in self.lanes:
+            for opened in self._waiting_in(lane):
+                self._end_waiting(opened.request.id, make_denial("intake", "stopped", retry_after_s=1.0))
