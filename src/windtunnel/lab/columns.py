@@ -28,7 +28,7 @@ def batch_of(rows: Sequence[tuple[Any, ...]], pool_of: Mapping[str, str]) -> pa.
     turns, engines = raw.pop("turn"), raw.pop("engine")
     raw["priority"] = [PRIORITY_NAMES.get(p) or str(p) for p in raw["priority"]]
     raw["pool"] = [pool_of.get(r) for r in raw["replica"]]
-    arrays = {name: pa.array(values, _TYPES[name]) for name, values in raw.items()}
+    arrays = {name: _array(name, values) for name, values in raw.items()}
     n = len(rows)
     for name, _ in _TURN:
         arrays[name] = pa.nulls(n, _TYPES[name])
@@ -38,7 +38,17 @@ def batch_of(rows: Sequence[tuple[Any, ...]], pool_of: Mapping[str, str]) -> pa.
     told = [e or {} for e in engines] if any(engines) else None
     for name in _ENGINE:
         arrays[name] = pa.nulls(n, _TYPES[name]) if told is None else pa.array([e.get(name) for e in told], _TYPES[name])
-    return pa.record_batch({name: a.dictionary_encode() if _KIND[name] == "word" else a for name, a in arrays.items()})
+    return pa.record_batch({name: a.dictionary_encode() if _KIND[name] == "word" and not pa.types.is_dictionary(a.type) else a
+                            for name, a in arrays.items()})
+
+
+def _array(name: str, values: Sequence[Any]) -> pa.Array:
+    """One typed column; a word that stands in every row is written once."""
+    if _KIND[name] == "word" and len(set(values)) == 1:
+        if values[0] is None:
+            return pa.nulls(len(values), _TYPES[name])
+        return pa.DictionaryArray.from_arrays(np.zeros(len(values), np.int32), pa.array(values[:1], _TYPES[name]))
+    return pa.array(values, _TYPES[name])
 
 
 def requests_table(batches: Sequence[pa.RecordBatch], superseded: set[int]) -> pa.Table:

@@ -33,6 +33,7 @@ class Book:
         self.stopped = False
         self.planned = False  # does a planner size the pools? Then an empty lane can come to life
         self.tracks_first_token = settings.attempts > 1 or settings.first_token_s is not None or settings.cancel_late
+        self._watches = settings.first_token_s is not None or settings.wall_s is not None or settings.cancel_late
         self._groups: dict[str, Group] = {}
         self.dirty: list[Lane] = []
         self._queue_timers, self._watch_timers = Timers(), Timers()

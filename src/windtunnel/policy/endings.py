@@ -16,13 +16,13 @@ class Endings(Book):
     """Ends requests and attempts; a failed attempt may go back to its queue."""
 
     def finished(self, event: Finished) -> None:
-        opened = self.open.get(event.request_id)
+        request_id, opened = event.request_id, self.open.get(event.request_id)
         if opened is None or opened.dispatches != event.dispatch or opened.state == WAITING:
             self.late_events += 1
             return
         rtt_s = None if event.first_token_s is None else event.first_token_s - opened.sent_s
         self._release(opened, "success", rtt_s, None, event.output_tokens)
-        del self.open[event.request_id]
+        del self.open[request_id]
         if opened.state != CLOSING:
             opened.tally.active -= 1
             opened.tally.completed += 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from windtunnel import effects as fx
 from windtunnel.errors import PolicyError
@@ -17,37 +17,37 @@ from windtunnel.policy.queueing.item import Group, QueueItem
 from windtunnel.policy.routing.router import Choice, NoReplica
 from windtunnel.policy.view import Tally
 
+if TYPE_CHECKING:
+    from windtunnel.policy.admission.request import RequestLease
+
 
 class Flow(Expiry):
     """The request path of one `Control`, on top of its book, its endings and its clocks."""
 
     def arrived(self, event: Arrived) -> None:
         request, now = event.request, self.now
-        if request.id in self.open:
-            raise PolicyError(f"request {request.id!r} arrived while a request of that id is open")
-        key = (request.tenant, request.priority)
-        tally = self.tallies.get(key)
+        request_id, tenant, priority = request.id, request.tenant, request.priority
+        if request_id in self.open:
+            raise PolicyError(f"request {request_id!r} arrived while a request of that id is open")
+        tally = self.tallies.get((tenant, priority))
         if tally is None:
-            tally = self.tallies[key] = Tally()
+            tally = self.tallies[(tenant, priority)] = Tally()
         tally.arrivals += 1
         lane = self._only if self._only is not None and request.pool is None else self._lane_of(request)
-        denial = self._intake(request, lane)
-        if denial is not None or lane is None:
-            tally.rejected += 1
-            self.out.append(fx.Reject(request.id, denial, *_ended(denial, tally)))  # type: ignore[arg-type]
-            return
-        item = QueueItem(request.id, self._group_of(request.tenant), (), 1.0 if lane.cost == "requests" else lane.cost_of(request),
-                         request.priority, now, request.deadline_s, request)
-        opened = self.open[request.id] = OpenRequest(request, lane, tally, item)
-        if not len(lane.queue) and lane.admission.admissible(lane.resource, now):
+        if lane is None or self.stopped or lane.guarded or lane.unready_since_s is not None or request.deadline_s is not None:
+            denial = self._intake(request, lane)
+            if denial is not None or lane is None:
+                tally.rejected += 1
+                self.out.append(fx.Reject(request_id, denial, *_ended(denial, tally)))  # type: ignore[arg-type]
+                return
+        item = QueueItem(request_id, self._groups.get(tenant) or self._group_of(tenant), (),
+                         1.0 if lane.cost == "requests" else lane.cost_of(request), priority, now, request.deadline_s, request)
+        opened = self.open[request_id] = OpenRequest(request, lane, tally, item)
+        if lane.admission.admissible(lane.resource, now) and not len(lane.queue):
             choice = lane.router.pick(request, self.fleet, now)
-            if type(choice) is Choice:
-                lease = lane.admission.try_acquire(lane.resource, now)
-                if type(lease) is not Denial:
-                    if lane.queue.straight(item, now):
-                        self._dispatch(opened, choice, lease)
-                        return
-                    lane.admission.release(lease, "local_cancelled", now)  # type: ignore[arg-type]  # the pump acquires anew
+            if type(choice) is Choice and lane.queue.straight(item, now):
+                self._dispatch(opened, choice, lane.admission.grant(lane.resource, now))
+                return
         self._wait(opened)
 
     def _intake(self, request: Request, lane: Lane | None) -> Denial | None:
@@ -59,7 +59,7 @@ class Flow(Expiry):
             return make_denial("intake", "hard_policy_denial", diagnostics={"model": request.model, "pool": request.pool})
         if request.deadline_s is not None and now >= request.deadline_s:
             return make_denial("intake", "deadline_passed")
-        if not self._alive(lane):
+        if lane.unready_since_s is not None and not self._alive(lane):
             return make_denial("route", "no_replica", resource=lane.resource)
         breaker = lane.admission.breaker
         if breaker is not None and not breaker.admissible(now):
@@ -105,15 +105,11 @@ class Flow(Expiry):
                     continue
                 self._no_replica(lane)
                 break
-            lease = admission.try_acquire(lane.resource, now)
-            if type(lease) is Denial:
-                break
             if queue.commit(selection, now) is None:
-                admission.release(lease, "local_cancelled", now)  # type: ignore[arg-type]
                 continue
             if not opened.dispatches:
                 opened.tally.waiting -= 1
-            self._dispatch(opened, choice, lease)  # type: ignore[arg-type]
+            self._dispatch(opened, choice, admission.grant(lane.resource, now))  # type: ignore[arg-type]
         if lane.skip:
             lane.skip.clear()
 
@@ -128,23 +124,27 @@ class Flow(Expiry):
             return True
         return False
 
-    def _dispatch(self, opened: OpenRequest, choice: Choice, lease: Any) -> None:
-        request, lane, now = opened.request, opened.lane, self.now
-        opened.dispatches += 1
-        opened.state, opened.replica, opened.lease, opened.sent_s, opened.first_token = RUNNING, choice.replica, lease, now, False
-        if opened.dispatches == 1:
+    def _dispatch(self, opened: OpenRequest, choice: Choice, lease: RequestLease) -> None:
+        request, now, replica = opened.request, self.now, choice.replica
+        opened.dispatches = dispatch = opened.dispatches + 1
+        opened.state, opened.replica, opened.lease, opened.sent_s, opened.first_token = RUNNING, replica, lease, now, False
+        if dispatch == 1:
             opened.tally.active += 1
-        lane.router.sent(request, choice, now)
-        self.fleet.sent(request, choice.replica, now, opened.dispatches)
-        self.out.append(fx.Dispatch(request, opened.dispatches, choice.replica, lease.lease_id, choice.reason, choice.prefill, choice.epoch,
+        opened.lane.router.sent(request, choice, now)
+        self.fleet.sent(request, replica, now, dispatch)
+        self.out.append(fx.Dispatch(request, dispatch, replica, lease.lease_id, choice.reason, choice.prefill, choice.epoch,
                                      choice.matched_blocks, choice.score))
-        settings = self.settings
+        if self._watches:
+            self._watch_attempt(opened)
+
+    def _watch_attempt(self, opened: OpenRequest) -> None:
+        settings, now, deadline_s = self.settings, self.now, opened.request.deadline_s
         if settings.first_token_s is not None:
             self._watch(now + settings.first_token_s, opened, "first_token")
         if settings.wall_s is not None:
             self._watch(now + settings.wall_s, opened, "wall")
-        if settings.cancel_late and request.deadline_s is not None:
-            self._watch(request.deadline_s, opened, "late")
+        if settings.cancel_late and deadline_s is not None:
+            self._watch(deadline_s, opened, "late")
 
     def first_token(self, event: FirstToken) -> None:
         opened = self.open.get(event.request_id)

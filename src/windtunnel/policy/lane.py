@@ -24,7 +24,7 @@ class Lane:
     cost: what a request costs in the fair queue: "requests" (1 each) or "tokens" (input + expected output).
     """
 
-    __slots__ = ("admission", "cap", "cost", "dirty", "models", "name", "pools", "queue", "resource", "router", "skip", "unready_since_s")
+    __slots__ = ("admission", "cap", "cost", "dirty", "guarded", "models", "name", "pools", "queue", "resource", "router", "skip", "unready_since_s")
 
     def __init__(self, name: str, *, queue: Queue, admission: RequestAdmission, router: Router, pools: tuple[str, ...] = (),
                  models: frozenset[str] = frozenset(), cap: Literal["slots"] | int | None = "slots",
@@ -32,6 +32,7 @@ class Lane:
         self.name, self.queue, self.admission, self.router = name, queue, admission, router
         self.pools, self.models, self.cap, self.cost = pools or (name,), models, cap, cost
         self.resource = name
+        self.guarded = admission.breaker is not None  # does an arrival have to pass more than the queue and the limit?
         self.dirty = False
         self.skip: set[str] = set()  # heads that this pump cannot place although the lane is open
         self.unready_since_s: float | None = 0.0  # since when no replica is ready; None while one is

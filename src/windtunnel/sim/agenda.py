@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from heapq import heappush
+from heapq import heappop, heappush
 from typing import Any
 
 import simpy
@@ -12,14 +12,22 @@ import simpy
 COMPLETION, ARRIVAL, STEP_START = 0, 1, 2
 
 
-class _Call:
-    """The least that `Environment.step` asks of an event: one callback, never failed, no process behind it."""
+class Call:
+    """A plain callback on the agenda. To `Environment.step` it looks like an event that cannot fail; a driver calls `do` at once."""
 
-    __slots__ = ("_ok", "callbacks")
+    __slots__ = ("do",)
+    _ok = True
 
-    def __init__(self, callback: Callable[[Any], None]) -> None:
-        self.callbacks: list[Callable[[Any], None]] | None = [callback]
-        self._ok = True
+    def __init__(self, do: Callable[[Any], None]) -> None:
+        self.do = do
+
+    @property
+    def callbacks(self) -> list[Callable[[Any], None]]:
+        return [self.do]
+
+    @callbacks.setter
+    def callbacks(self, none: None) -> None:
+        """`Environment.step` takes the callbacks off before it calls them."""
 
 
 class Agenda(simpy.Environment):
@@ -27,7 +35,22 @@ class Agenda(simpy.Environment):
 
     def at(self, when: float, order: int, callback: Callable[[Any], None]) -> None:
         """Call `callback(event)` at the absolute time `when` (s, not before now); equal times by `order`, then as scheduled."""
-        heappush(self._queue, (when, order, next(self._eid), _Call(callback)))  # type: ignore[misc, arg-type]
+        heappush(self._queue, (when, order, next(self._eid), Call(callback)))  # type: ignore[misc, arg-type]
+
+    def run_some(self, most: int, over: Callable[[], bool]) -> bool:
+        """Carry out up to `most` entries; True if the agenda is empty or `over()` says, between two entries, that this is the end."""
+        queue = self._queue
+        for _ in range(most):
+            if not queue or over():
+                return True
+            self._now, _, _, event = heappop(queue)
+            if type(event) is Call:
+                event.do(event)
+            else:
+                callbacks, event.callbacks = event.callbacks, None  # type: ignore[assignment]
+                for callback in callbacks:
+                    callback(event)
+        return False
 
     def quiet_at(self, when: float) -> bool:
         """Is nothing else due at `when` or before?"""

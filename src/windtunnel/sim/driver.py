@@ -9,7 +9,6 @@ import gc
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from heapq import heappop
 from time import perf_counter
 from typing import Any, Protocol
 
@@ -20,7 +19,7 @@ from windtunnel.events import Arrived, Cancelled, Event, Failed, Finished, First
 from windtunnel.policy.control import Control
 from windtunnel.sim.agenda import ARRIVAL, Agenda
 from windtunnel.sim.engine import Attempt
-from windtunnel.sim.fleet import READY, FleetConfig, SimFleet
+from windtunnel.sim.fleet import DRAINING, READY, FleetConfig, SimFleet
 from windtunnel.sim.sampling import Sampler
 from windtunnel.sources.source import Source
 
@@ -76,8 +75,8 @@ class SimDriver:
         self.seq = self.ended = 0
         self.error: WindtunnelError | None = None
         self._apply: dict[type, Callable[[Any], None]] = {
-            fx.Dispatch: self._dispatch, fx.Cancel: self._cancel, fx.WakeAt: self._wake_control, fx.ScaleTo: self.fleet.scale_to,
-            fx.Drain: self.fleet.drain,
+            fx.Dispatch: self._dispatch if fleet.network_s else self._submit, fx.Cancel: self._cancel, fx.WakeAt: self._wake_control,
+            fx.Reject: self._ended, fx.Close: self._ended, fx.ScaleTo: self.fleet.scale_to, fx.Drain: self.fleet.drain,
         }
         self._start()
 
@@ -85,20 +84,13 @@ class SimDriver:
 
     def advance(self, budget_s: float = float("inf")) -> Progress:
         """Run for at most about `budget_s` wall seconds; never stops inside an event."""
-        agenda, queue = self.agenda, self.agenda._queue
         stop_at = perf_counter() + budget_s
         was_enabled = gc.isenabled()
         gc.disable()
         try:
             while not self._over:
-                for _ in range(SLICE):
-                    if not queue or self._quiet():
-                        self._end()
-                        break
-                    agenda._now, _, _, call = heappop(queue)
-                    callbacks, call.callbacks = call.callbacks, None  # type: ignore[assignment]
-                    for callback in callbacks:
-                        callback(call)
+                if self.agenda.run_some(SLICE, self._quiet):
+                    self._end()
                 if self._cancelled:
                     self._over = True
                 if perf_counter() >= stop_at:
@@ -145,24 +137,23 @@ class SimDriver:
             self.recorder.error(self.seq, now, event, error)
             raise PolicyError(f"the control raised {type(error).__name__} at seq {self.seq}, {now:.6f} s, on {event!r}: {error}") from error
         self.recorder.step(self.seq, now, event, effects)
-        apply = self._apply
         for effect in effects:
-            act = apply.get(type(effect))
+            act = self._apply.get(type(effect))
             if act is not None:
                 act(effect)
-            elif type(effect) is fx.Reject or type(effect) is fx.Close:
-                self.ended += 1
-                self._tell(effect)
         if type(event) is Finished:
-            self.ended += 1
-            self._tell(event)
+            self._ended(event)
         if self._check:
             self.control.check()
 
-    def _tell(self, what: Any) -> None:
-        """The source hears of its requests' ends, after the control's effects were carried out."""
+    def _ended(self, what: Any) -> None:
+        """A request has ended: the source hears of it, after the control's effects were carried out."""
+        self.ended += 1
         if self._reactive:
-            self._from_source(self.source.handle(what, self.agenda._now))
+            self._tell(what)
+
+    def _tell(self, what: Any) -> None:
+        self._from_source(self.source.handle(what, self.agenda._now))
 
     def _from_source(self, made: Sequence[Any]) -> None:
         for item in made:
@@ -176,10 +167,7 @@ class SimDriver:
     # -- effects ------------------------------------------------------------------------------------------------------------------
 
     def _dispatch(self, effect: fx.Dispatch) -> None:
-        if self._network_s:
-            self.agenda.at(self.agenda._now + self._network_s, ARRIVAL, lambda _: self._submit(effect))
-        else:
-            self._submit(effect)
+        self.agenda.at(self.agenda._now + self._network_s, ARRIVAL, lambda _: self._submit(effect))
 
     def _submit(self, effect: fx.Dispatch) -> None:
         request = effect.request
@@ -249,7 +237,8 @@ class SimDriver:
             first = attempt.first_token_s
             self._back(Finished(attempt.id, attempt.dispatch, name, attempt.generated, attempt.prompt, attempt.cached_tokens,
                                 attempt.started_s, first + delay if delay and first is not None else first, "length", engine_numbers(attempt)))
-            self.fleet.emptied(replica)
+            if replica.state == DRAINING:
+                self.fleet.emptied(replica)
 
         def cancelled(attempt: Attempt) -> None:
             self._back(Failed(attempt.id, attempt.dispatch, name, "local_cancelled", "cancelled", None, None, attempt.generated,

@@ -13,7 +13,7 @@ from typing import Any
 
 from windtunnel.errors import ModelStepTimeError
 from windtunnel.policy.param import check_number
-from windtunnel.sim.agenda import COMPLETION, STEP_START, Agenda
+from windtunnel.sim.agenda import COMPLETION, STEP_START, Agenda, Call
 from windtunnel.sim.attempt import GONE, RUNNING, WAITING, Attempt, EngineState, Refusal
 from windtunnel.sim.batching import sarathi, vllm
 from windtunnel.sim.batching.members import Members
@@ -29,16 +29,6 @@ _NEVER = -1.0
 _NOTHING: list[Any] = []  # never filled
 
 
-class _RunEnd:
-    """The agenda's event for the end of a run: one object serves an engine for good, each firing gives it its callbacks back."""
-
-    __slots__ = ("_ok", "callbacks")
-
-    def __init__(self) -> None:
-        self._ok = True
-        self.callbacks: Any = None
-
-
 class SimEngine(Progress):
     """One replica's engine on an agenda. At most one live agenda entry; that of a run that was cut short finds another `_due`.
 
@@ -47,7 +37,7 @@ class SimEngine(Progress):
     """
 
     __slots__ = (
-        "_A", "_B", "_agenda_queue", "_batch", "_check", "_compose", "_due", "_eid", "_ended", "_host_seq_s", "_host_step_s", "_on_finish",
+        "_A", "_B", "_agenda_queue", "_batch", "_check", "_compose", "_due", "_eid", "_host_seq_s", "_host_step_s", "_on_finish",
         "_on_first", "_run_end", "_slowed", "_speed", "_start_pending", "_step_every", "_t0", "busy_s", "events", "model", "prompt_tokens",
         "steps",
     )
@@ -63,7 +53,7 @@ class SimEngine(Progress):
         self._host_step_s, self._host_seq_s = config.host.step_s, config.host.step_per_seq_s
         self._speed = 1.0
         self._slowed = bool(self._host_step_s or self._host_seq_s)
-        self._run_end, self._ended = _RunEnd(), [self._end]
+        self._run_end = Call(self._end)  # one object for all entries of this engine
         self._agenda_queue: list[Any] = agenda._queue
         self._eid = agenda._eid
         self._batch = Batch()
@@ -236,7 +226,6 @@ class SimEngine(Progress):
         self._A, self._B, self._k = A, B, k
         self.events += 1
         self._due = due = now + (k * A + B * (k * (k - 1) * 0.5))
-        self._run_end.callbacks = self._ended
         heappush(self._agenda_queue, (due, COMPLETION, next(self._eid), self._run_end))
         if self._started:
             self._tell_started()
@@ -307,9 +296,8 @@ class SimEngine(Progress):
 
     # -- the end of a run ---------------------------------------------------------------------------------------------------------
 
-    def _end(self, event: _RunEnd) -> None:
+    def _end(self, _: object) -> None:
         """Carry k steps out at once: finishes in admission order, then first tokens, then the next step."""
-        event.callbacks = self._ended
         agenda = self.agenda
         now = agenda._now
         if now != self._due:

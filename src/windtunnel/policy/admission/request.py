@@ -126,13 +126,20 @@ class RequestAdmission:
 
     def try_acquire(self, resource: str, now: float) -> RequestLease | Denial:
         """A lease, or why not."""
-        if now < self._now:
-            self._tick(now)
-        self._now = now
         if not self.admissible(resource, now):
+            if now < self._now:
+                self._tick(now)
+            self._now = now
             denial = self.why_not(resource, now)
             self._note("request_acquire_denied", resource, now, denial.reason)
             return denial
+        return self.grant(resource, now)
+
+    def grant(self, resource: str, now: float) -> RequestLease:
+        """A lease on a resource that `admissible` has just been true for; nothing is checked again."""
+        if now < self._now:
+            self._tick(now)
+        self._now = now
         r = self._resources[resource]
         limit = r.limit
         if not r.used:
@@ -161,7 +168,11 @@ class RequestAdmission:
         if active is not lease and (active is None or active != lease):
             return self._not_active(lease, active, now)
         del self._active[lease_id]
-        self._remember(lease_id)
+        count = self._released_count
+        self._released[lease_id] = count
+        self._released_count = count = count + 1
+        if not count % RELEASED_KEPT:
+            self._released_before, self._released = self._released, {}
         r = self._resources[lease.resource]
         sample = Sample(outcome, rtt_s, r.in_flight, lease.admitted_limit, lease.epoch, retry_after_s)
         r.in_flight -= 1
@@ -183,12 +194,6 @@ class RequestAdmission:
             breaker.on_outcome(outcome, now)
         if outcome == "rate_limited" and getattr(r.limit, "opens_breaker", False):
             breaker.trip(now)
-
-    def _remember(self, lease_id: str) -> None:
-        self._released[lease_id] = self._released_count
-        self._released_count += 1
-        if len(self._released) >= RELEASED_KEPT:
-            self._released_before, self._released = self._released, {}
 
     def _not_active(self, lease: RequestLease, active: RequestLease | None, now: float) -> ReleaseReason:
         number = self._released.get(lease.lease_id, self._released_before.get(lease.lease_id))

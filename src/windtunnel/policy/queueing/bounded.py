@@ -38,6 +38,10 @@ class Bounded:
         return BoundedQueue(queue, self.capacity, self.capacity_by_class, self.on_full_by_class)
 
 
+def _not_straight(item: QueueItem, now: float) -> bool:
+    return False
+
+
 class BoundedQueue:
     """Every victim is returned once, as `Offered.evicted`; a newcomer has at most one victim. O(classes) beyond the inner queue.
 
@@ -53,7 +57,7 @@ class BoundedQueue:
         self.needs: frozenset[str] = getattr(inner, "needs", frozenset())
         self._classes: dict[int, OrderedDict[str, QueueItem]] = {}  # oldest enqueued first
         self._class_of: dict[str, int] = {}
-        self._inner_straight = getattr(inner, "straight", None)
+        self.straight: Callable[[QueueItem, float], bool] = getattr(inner, "straight", _not_straight)  # empty, it has room for one
 
     @property
     def sequence_version(self) -> int:
@@ -150,11 +154,6 @@ class BoundedQueue:
         self.inner.restore(item, now)
         self._note(item)
         self._classes[item.priority].move_to_end(item.id, last=False)
-
-    def straight(self, item: QueueItem, now: float) -> bool:
-        """An empty queue has room for one: as the inner queue does it."""
-        straight = self._inner_straight
-        return straight is not None and straight(item, now)
 
     def discard(self, item_id: str, now: float) -> QueueItem | None:
         return self._forget(self.inner.discard(item_id, now))

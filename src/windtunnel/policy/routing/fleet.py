@@ -194,11 +194,12 @@ class Fleet:
             why = "no such replica" if r is None else "it is in flight"
             raise PolicyError(f"request {request_id!r} cannot be sent to {id!r}: {why}")
         tokens, tokens_in = r.tokens, request.input_tokens
-        charge = tokens.charge(request)
         if tokens_in is None:
             tokens_in = tokens.input()
         else:
             tokens.inputs.append(tokens_in)
+        bound, mean = request.max_tokens, tokens.output
+        charge = tokens_in + (mean if bound is None or mean < bound else bound)
         self._flights[request_id] = (r, dispatch, charge, tokens_in)
         r.in_flight += 1
         r.in_flight_tokens += charge
