@@ -103,15 +103,23 @@ def _register_own() -> None:
     from windtunnel.policy.admission.limit import Fixed, Unlimited
     from windtunnel.policy.planning.rate import RatePlanner
     from windtunnel.policy.queueing.bounded import Bounded
+    from windtunnel.policy.queueing.classes import Classes
+    from windtunnel.policy.queueing.codel import CoDel
     from windtunnel.policy.queueing.deadline_drop import DeadlineDrop
+    from windtunnel.policy.queueing.dlpm import Dlpm
+    from windtunnel.policy.queueing.edf import Edf
     from windtunnel.policy.queueing.fair import Fair
     from windtunnel.policy.queueing.fifo import Fifo
+    from windtunnel.policy.queueing.lifo import AdaptiveLifo
+    from windtunnel.policy.queueing.vtc import Vtc
     from windtunnel.policy.routing.choices import PowerOfTwoConfig, RandomConfig
     from windtunnel.policy.routing.least import LeastOutstandingConfig
     from windtunnel.policy.routing.roundrobin import RoundRobinConfig
 
     for section, kind, cls in (
         ("queue", "fifo", Fifo), ("queue", "fair", Fair), ("queue", "bounded", Bounded), ("queue", "deadline_drop", DeadlineDrop),
+        ("queue", "codel", CoDel), ("queue", "classes", Classes), ("queue", "edf", Edf), ("queue", "lifo", AdaptiveLifo),
+        ("queue", "vtc", Vtc), ("queue", "dlpm", Dlpm),
         ("admission.limit", "none", Unlimited), ("admission.limit", "fixed", Fixed), ("admission.limit", "aimd", Aimd),
         ("admission.gates", "breaker", BreakerGate),
         ("routing", "least_outstanding", LeastOutstandingConfig), ("routing", "round_robin", RoundRobinConfig),

@@ -33,11 +33,12 @@ class Endings(Book):
             self.late_events += 1
             return
         no_token = event.first_token_s is None and not event.output_tokens and not opened.first_token
-        self._attempt_over(opened, event.outcome, event.reason, event.retry_after_s, no_token)
+        self._attempt_over(opened, event.outcome, event.reason, event.retry_after_s, no_token, event.output_tokens)
 
-    def _attempt_over(self, opened: OpenRequest, outcome: str, reason: str, retry_after_s: float | None, no_token: bool) -> None:
+    def _attempt_over(self, opened: OpenRequest, outcome: str, reason: str, retry_after_s: float | None, no_token: bool,
+                      output_tokens: int | None = None) -> None:
         """An attempt ended without success: release, then try again or close the request."""
-        self._release(opened, opened.lease_outcome or outcome, None, retry_after_s, None)
+        self._release(opened, opened.lease_outcome or outcome, None, retry_after_s, output_tokens)
         request = opened.request
         if opened.state == CLOSING:
             del self.open[request.id]
@@ -68,6 +69,8 @@ class Endings(Book):
         lane.router.done(request, opened.replica, outcome, now)
         self.fleet.done(request.id, opened.replica, now, success=outcome == "success", output_tokens=output_tokens)
         lane.admission.release(opened.lease, outcome, now, retry_after_s=retry_after_s, rtt_s=rtt_s)
+        if lane.meter is not None:
+            lane.meter.settle(request.id, output_tokens, now)
         if len(lane.queue):
             self.mark(lane)
 

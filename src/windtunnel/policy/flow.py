@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from windtunnel import effects as fx
 from windtunnel.errors import PolicyError
-from windtunnel.events import Arrived, FirstToken, Request
+from windtunnel.events import Arrived, FirstToken, Progressed, Request
 from windtunnel.policy import outcomes
 from windtunnel.policy.admission.denial import Denial, make_denial
 from windtunnel.policy.expiry import Expiry
@@ -145,6 +145,13 @@ class Flow(Expiry):
             self._watch(now + settings.wall_s, opened, "wall")
         if settings.cancel_late and deadline_s is not None:
             self._watch(deadline_s, opened, "late")
+
+    def progressed(self, event: Progressed) -> None:
+        """Queues that charge for service learn how far the running requests of a replica are."""
+        for request_id, output_tokens in event.counts:
+            opened = self.open.get(request_id)
+            if opened is not None and opened.state == RUNNING and opened.lane.meter is not None:
+                opened.lane.meter.charge(request_id, output_tokens, self.now)
 
     def first_token(self, event: FirstToken) -> None:
         opened = self.open.get(event.request_id)

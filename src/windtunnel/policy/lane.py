@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from windtunnel.events import Request
 
@@ -17,6 +17,13 @@ UNKNOWN_SLOTS_CAP = 64
 NO_CAP = 1 << 30
 
 
+class Meter(Protocol):
+    """A queue that charges for service as it is given: output tokens so far of a committed item, and its end."""
+
+    def charge(self, item_id: str, output_tokens: int, now: float) -> None: ...
+    def settle(self, item_id: str, output_tokens: int | None, now: float) -> None: ...
+
+
 class Lane:
     """The pools that answer one kind of request together, and what decides for them.
 
@@ -24,7 +31,8 @@ class Lane:
     cost: what a request costs in the fair queue: "requests" (1 each) or "tokens" (input + expected output).
     """
 
-    __slots__ = ("admission", "cap", "cost", "dirty", "guarded", "models", "name", "pools", "queue", "resource", "router", "skip", "unready_since_s")
+    __slots__ = ("admission", "cap", "cost", "dirty", "guarded", "meter", "models", "name", "pools", "queue", "resource", "router", "skip",
+                 "unready_since_s")
 
     def __init__(self, name: str, *, queue: Queue, admission: RequestAdmission, router: Router, pools: tuple[str, ...] = (),
                  models: frozenset[str] = frozenset(), cap: Literal["slots"] | int | None = "slots",
@@ -37,12 +45,15 @@ class Lane:
         self.skip: set[str] = set()  # heads that this pump cannot place although the lane is open
         self.unready_since_s: float | None = 0.0  # since when no replica is ready; None while one is
         admission.register(self.resource, self.first_cap(), 0.0)
-        self._tell_rate()
+        self.meter: Meter | None = None
+        self._look_into_queue()
 
-    def _tell_rate(self) -> None:
-        """Queues that refuse by a rate of completions learn this lane's."""
+    def _look_into_queue(self) -> None:
+        """Queues that refuse by a rate of completions learn this lane's; one that charges for service is told of it."""
         queue: Any = self.queue
         while queue is not None:
+            if hasattr(queue, "charge"):
+                self.meter = queue
             if getattr(queue, "completion_rate", False) is None:
                 queue.completion_rate = partial(self.admission.completion_rate, self.resource)
             queue = getattr(queue, "inner", None)

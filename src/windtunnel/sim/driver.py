@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from windtunnel import effects as fx
 from windtunnel.effects import Effect
 from windtunnel.errors import ConfigNeedsError, PolicyError, WindtunnelError
-from windtunnel.events import Arrived, Cancelled, Event, Failed, Finished, FirstToken, Request, Started, Woke
+from windtunnel.events import Arrived, Cancelled, Event, Failed, Finished, FirstToken, Progressed, Request, Started, Woke
 from windtunnel.policy.control import Control
 from windtunnel.sim.agenda import ARRIVAL, Agenda
 from windtunnel.sim.engine import Attempt
@@ -23,7 +23,8 @@ from windtunnel.sim.fleet import DRAINING, READY, FleetConfig, SimFleet
 from windtunnel.sim.sampling import Sampler
 from windtunnel.sources.source import Source
 
-GIVES = frozenset({"started", "first_token", "scrape", "prefix_blocks", "route_key", "token_counts"})
+GIVES = frozenset({"started", "first_token", "progress", "scrape", "prefix_blocks", "route_key", "token_counts"})
+PROGRESS_S = 0.25  # run s between two reports of a replica whose batch does not change
 SLICE = 256  # agenda entries between two looks at the wall clock
 
 
@@ -67,6 +68,7 @@ class SimDriver:
         self._network_s = fleet.network_s
         self._inbox: deque[Event] = deque()
         self._draining = self._over = self._cancelled = False
+        self._told_s: dict[str, float] = {}
         self._cut = False  # the planned time ended before the source did
         self._wakes: dict[tuple[str, str], int] = {}
         self._stream: Iterator[Request] | None = None
@@ -230,8 +232,12 @@ class SimDriver:
         """Callbacks of the engine of replica `name`."""
         options: dict[str, Any] = {"step_every": self._step_every, "check": self._check}
 
+        tells_progress = "progress" in self._needs
+
         def finished(attempt: Attempt) -> None:
             replica = self.fleet.replicas[name]
+            if tells_progress:
+                self._tell_progress(name)
             replica.requests += 1
             delay = self._network_s
             first = attempt.first_token_s
@@ -241,6 +247,8 @@ class SimDriver:
                 self.fleet.emptied(replica)
 
         def cancelled(attempt: Attempt) -> None:
+            if tells_progress:
+                self._tell_progress(name)
             self._back(Failed(attempt.id, attempt.dispatch, name, "local_cancelled", "cancelled", None, None, attempt.generated,
                               attempt.started_s, attempt.first_token_s))
             self.fleet.emptied(self.fleet.replicas[name])
@@ -262,6 +270,8 @@ class SimDriver:
         self._reactive = self.source.loop != "open"
         self._pull()
         self.sampler = Sampler(self.control, self.fleet, self.recorder.sample, agenda, self._sample_s, self._stranded)
+        if "progress" in self._needs:
+            agenda.at(PROGRESS_S, ARRIVAL, self._progress_tick)
         if "scrape" in self._needs:
             self.sampler.scrape_all(self._deliver)
         if self._until is not None:
@@ -276,6 +286,22 @@ class SimDriver:
             return
         self._next = request
         self.agenda.at(request.arrived_s, ARRIVAL, self._arrive)
+
+    def _tell_progress(self, name: str) -> None:
+        """How far the requests of a replica are, before its batch changes: once per instant."""
+        now = self.agenda._now
+        if self._told_s.get(name) != now:
+            self._told_s[name] = now
+            counts = self.fleet.replicas[name].engine.progress_at(now)
+            if counts:
+                self._back(Progressed(name, counts))
+
+    def _progress_tick(self, _: Any) -> None:
+        """Between changes of the batch progress is at most this old."""
+        for name, replica in list(self.fleet.replicas.items()):
+            if replica.state in (READY, DRAINING):
+                self._tell_progress(name)
+        self.agenda.at(self.agenda._now + PROGRESS_S, ARRIVAL, self._progress_tick)
 
     def _arrive(self, _: Any) -> None:
         request = self._next

@@ -178,6 +178,11 @@ class SimEngine(Progress):
         fraction = None if kv.total is None else used / kv.total
         return EngineState(len(self._running), self._waiting, fraction, self.output_tokens + ended * kv.n)
 
+    def progress_at(self, t: float) -> tuple[tuple[str, int], ...]:
+        """(request id, output tokens) of the running requests at any t inside the current run (or now); O(running), changes nothing."""
+        D = self.D + (steps_ended(self._t0, self._A, self._B, t, self._k) if self._due != _NEVER else 0)
+        return tuple((a.id, a.output - (a.end_mark - D) if a.end_mark >= 0 else a.generated) for a in self._running.values())
+
     # -- one run after the other ----------------------------------------------------------------------------------------------------
 
     def _start(self, _: object = None) -> None:

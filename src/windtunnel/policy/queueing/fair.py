@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from windtunnel.errors import PolicyError
 from windtunnel.policy.param import BuildContext, check_number
@@ -98,9 +98,11 @@ class FairTaskQueue:
             raise bad_cost(item)
         active = self._active.get(group.key)
         if active is None:
-            active = self._active[group.key] = ActiveGroup(group, self._idle.pop(group.key, None), item)
+            active = ActiveGroup(group, self._idle.pop(group.key, None), item)
+            tag = self._first_tag(active)
+            self._active[group.key] = active
             self._heads.count(item.resources, group.weight, 1)
-            self._order.enter(active, self.virtual_time if active.finish is None else active.finish)
+            self._order.enter(active, tag)
         else:
             head = item if front else active.head
             self._head_changes(active, head, group.weight)
@@ -130,14 +132,23 @@ class FairTaskQueue:
         if selection.sequence_version != self.sequence_version or active is None or active.head.id != selection.item.id:
             return None
         item = active.head
+        tag = self._pay(active, item)
+        self._remove(active, item)
+        if active.line:
+            self._order.enter(active, tag)
+        return item
+
+    def _first_tag(self, active: ActiveGroup) -> Any:
+        """The place of a group that was idle until now (it is not among the active ones yet)."""
+        return self.virtual_time if active.finish is None else active.finish
+
+    def _pay(self, active: ActiveGroup, item: QueueItem) -> Any:
+        """Charge a group for an item that leaves for service; its next place."""
         start = self.virtual_time if active.finish is None else active.finish
         if start > self.virtual_time:
             self.virtual_time = start
-        active.finish = self.virtual_time + item.cost / active.group.weight
-        self._remove(active, item)
-        if active.line:
-            self._order.enter(active, active.finish)
-        return item
+        active.finish = finish = self.virtual_time + item.cost / active.group.weight
+        return finish
 
     def _remove(self, active: ActiveGroup, item: QueueItem) -> None:
         line = active.line

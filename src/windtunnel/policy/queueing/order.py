@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from heapq import heapify, heappop, heappush, heapreplace
+from typing import Any
 
 from windtunnel.policy.queueing.item import Group, QueueItem, QueueView
 
@@ -28,11 +29,11 @@ class Order:
     __slots__ = ("_heap", "_live", "activations")
 
     def __init__(self) -> None:
-        self._heap: list[tuple[float, int, ActiveGroup]] = []
+        self._heap: list[tuple[Any, int, ActiveGroup]] = []
         self._live = 0
         self.activations = 0
 
-    def enter(self, active: ActiveGroup, tag: float) -> None:
+    def enter(self, active: ActiveGroup, tag: Any) -> None:
         """The group's next place; its older entry, if any, is stale from now on."""
         self.activations += 1
         self._live += not active.activation
@@ -46,17 +47,24 @@ class Order:
             self._heap = [e for e in heap if e[2].activation == e[1]]
             heapify(self._heap)
 
+    def least(self) -> ActiveGroup | None:
+        """The group that is first now; None if none is active."""
+        heap = self._heap
+        while heap and heap[0][2].activation != heap[0][1]:
+            heappop(heap)
+        return heap[0][2] if heap else None
+
     def leave(self, active: ActiveGroup) -> None:
         """The group has nothing left to visit."""
         active.activation = 0
         self._live -= 1
-        if self._heap[0][2] is active:
+        if self._heap and self._heap[0][2] is active:
             heappop(self._heap)
 
     def first(self, eligible: Callable[[QueueItem, QueueView], bool], view: QueueView) -> QueueItem | None:
         """The first eligible head. The order is as before, whatever `eligible` says or raises."""
         heap = self._heap
-        passed: list[tuple[float, int, ActiveGroup]] = []
+        passed: list[tuple[Any, int, ActiveGroup]] = []
         try:
             while heap:
                 _, activation, active = heap[0]
