@@ -543,10 +543,15 @@ def test_CD_9_ctrl_c_in_a_blocking_run_stops():
     source = Door(requests(2, out=20))
     with FakeEngine(SLOW) as engine:
         driver = armed(Tiny(), source, engine)
-        timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
-        timer.start()
+
+        def press() -> None:
+            until(lambda: engine.in_flight == 2)
+            os.kill(os.getpid(), signal.SIGINT)
+
+        thread = threading.Thread(target=press)
+        thread.start()
         driver.run_blocking()
-        timer.join()
+        thread.join()
     assert driver.progress().why == "interrupted" and source.ends() == {"r0": 1, "r1": 1}
 
 
