@@ -191,6 +191,18 @@ class EngineUnavailableError(EngineError):
     """Nothing that looks like an engine answers at this address."""
 
 
+class ScalerError(EngineError):
+    """A connector that changes the number of replicas."""
+
+
+class ScalerRefused(ScalerError):
+    """The orchestrator said no; nothing has changed."""
+
+
+class ScalerUnavailable(ScalerError):
+    """The orchestrator gave no answer: nobody knows what became of the plan."""
+
+
 class PolicyError(WindtunnelError):
     """A policy broke its contract."""
 

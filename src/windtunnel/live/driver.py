@@ -22,6 +22,7 @@ from windtunnel.live.gate import MODES, Caps, Gate, Usage
 from windtunnel.live.hosted import Hosted
 from windtunnel.live.loop import ControlLoop, Recorder
 from windtunnel.live.patrol import Patrol
+from windtunnel.live.scaling.connect import connect
 from windtunnel.live.scraper import Watch
 from windtunnel.live.shadow import ShadowAdapter
 from windtunnel.live.stopfile import StopFile
@@ -77,6 +78,9 @@ class LiveDriver:
             raise ConfigValueError("mode", f"expected one of {', '.join(MODES)}, got {mode!r}")
         if mode == "armed":
             caps = check_consent(fleet.name, phrase, caps, scaling=scaling)
+            started = [name for name, pool in fleet.pools.items() if pool.scaling is not None and pool.scaling.kind == "exec"]
+            if started and not scaling:
+                raise ArmRefusedError(f"the engines of pool {started[0]!r} are started by its connector", hint="arm with scaling, or list its urls")
         self.control, self.fleet, self.recorder, self.name, self.seed = control, fleet, recorder, name, seed
         self.sources: tuple[Source, ...] = tuple(sources) if isinstance(sources, Sequence) else (sources,)
         if mode == "shadow" and self.sources:
@@ -311,6 +315,7 @@ class LiveDriver:
         self._state = "running"
         self._started.set()
         watch.begin()
+        core.scaler = await connect(self.fleet, watch, real=self._gate.mode == "armed" and self._gate.scaling)
         core.hosted.start()
         core.maybe_land()
         patrol.begin()
@@ -326,6 +331,10 @@ class LiveDriver:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks, timeout=2.0)
+        try:
+            await core.scaler.aclose()
+        except Exception as error:
+            self._error = self._error or error
         await watch.end()
         self._error = self._error or core.error
         try:

@@ -52,8 +52,25 @@ class Endpoint:
     options: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
+class LiveScaling(BaseModel):
+    """How the replicas of a pool are started and ended. exec: local processes from a command template with `{port}`; virtual: stand-ins.
+
+    replicas: how many at the start. Timeouts in seconds. Nothing is started before the world is armed with scaling.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["exec", "virtual"]
+    command: str | tuple[str, ...] = ""
+    url: str = "http://127.0.0.1:{port}"
+    replicas: int = Field(1, ge=0, le=1024)
+    drain_timeout_s: float = Field(120.0, ge=0, allow_inf_nan=False)
+    kill_grace_s: float = Field(10.0, ge=0, allow_inf_nan=False)
+    logs: str | None = None
+
+
 class LivePool(BaseModel):
-    """Replicas alike in engine and model. replicas: only for `mock`, which needs no urls."""
+    """Replicas alike in engine and model. replicas: only for `mock`, which needs no urls; scaling: a connector starts them instead."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -66,6 +83,7 @@ class LivePool(BaseModel):
     slots: int | None = Field(None, ge=1)
     usd_per_hour: float | None = Field(None, ge=0, allow_inf_nan=False)
     options: dict[str, Any] = Field(default_factory=dict)
+    scaling: LiveScaling | None = None
 
     @field_validator("urls", mode="before")
     @classmethod
@@ -108,6 +126,8 @@ class LiveFleet(BaseModel):
         fleet._where = where
         try:
             fleet.endpoints()
+            for pool, spec in fleet.pools.items():
+                _check_scaling(pool, spec)
             check_name("name", fleet.name)
             for pool in fleet.pools:
                 check_name("pools", pool)
@@ -123,7 +143,7 @@ class LiveFleet(BaseModel):
         for name, pool in self.pools.items():
             base = self._where.parent if self._where is not None else Path()
             options = {k: _resolved(v, f"pools.{name}.options.{k}", base) for k, v in pool.options.items()}
-            for i, url in enumerate(self._urls(name, pool, base)):
+            for i, url in () if pool.scaling is not None else enumerate(self._urls(name, pool, base)):
                 if url in owner:
                     raise ConfigValueError(f"pools.{name}.urls.{i}", f"the same address as {owner[url]}; one engine is one replica")
                 owner[url] = f"pools.{name}.urls.{i}"
@@ -145,11 +165,23 @@ class LiveFleet(BaseModel):
     def pool_facts(self) -> tuple[PoolFacts, ...]:
         """What a policy's `build` may know of these pools."""
         counts = {name: sum(e.pool == name for e in self.endpoints()) for name in self.pools}
-        return tuple(PoolFacts(n, p.role, p.model, counts[n], slots=p.slots, max_replicas=counts[n]) for n, p in self.pools.items())
+        return tuple(
+            PoolFacts(n, p.role, p.model, counts[n], slots=p.slots, max_replicas=counts[n]) if p.scaling is None
+            else PoolFacts(n, p.role, p.model, p.scaling.replicas, slots=p.slots)
+            for n, p in self.pools.items())
 
     def prices(self) -> dict[str, float | None]:
         """USD per replica and hour by pool."""
         return {name: pool.usd_per_hour for name, pool in self.pools.items()}
+
+
+def _check_scaling(name: str, pool: LivePool) -> None:
+    if pool.scaling is None:
+        return
+    if pool.urls or pool.replicas != 1:
+        raise ConfigValueError(f"pools.{name}.scaling", "a pool has either addresses (urls, replicas) or a connector that starts them")
+    if pool.scaling.kind == "exec" and "{port}" not in "".join(pool.scaling.command):
+        raise ConfigValueError(f"pools.{name}.scaling.command", "expected a command with {port} in it")
 
 
 def _resolved(value: Any, field_name: str, base: Path) -> Any:

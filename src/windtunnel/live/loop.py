@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Protocol
 
 from windtunnel import effects as fx
 from windtunnel.effects import Effect
+from windtunnel.errors import ScalerRefused
 from windtunnel.events import (
     Answered,
     Arrived,
@@ -18,6 +19,7 @@ from windtunnel.events import (
     Failed,
     Finished,
     FirstToken,
+    PoolsObserved,
     Progressed,
     ReplicaGone,
     ScaleAnswered,
@@ -28,6 +30,7 @@ from windtunnel.live.attempt import LiveAttempt
 from windtunnel.live.clock import RunClock, Timers
 from windtunnel.live.gate import Gate
 from windtunnel.live.hosted import Hosted
+from windtunnel.live.scaling.scaler import NoScaler, Scaler
 from windtunnel.live.scraper import Watch
 from windtunnel.live.shadow import ShadowAdapter
 from windtunnel.policy.control import Control
@@ -61,6 +64,7 @@ class ControlLoop:
         self._timers = Timers(self._loop, clock)
         self.hosted: Hosted  # these two are set right after: they deliver here
         self.watch: Watch
+        self.scaler: Scaler = NoScaler()
         self.wants_progress = False
         self.inbox: deque[Event] = deque()
         self.attempts: dict[tuple[str, int], LiveAttempt] = {}
@@ -76,8 +80,8 @@ class ControlLoop:
         self._recording = True
         self._late: asyncio.TimerHandle | None = None
         self._apply: dict[type, Callable[[Any], None]] = {
-            fx.Dispatch: self._dispatch, fx.Cancel: self._cancel, fx.WakeAt: self._wake, fx.ScaleTo: self._scale, fx.Ask: self._ask,
-            fx.Reject: self._end, fx.Close: self._end,
+            fx.Dispatch: self._dispatch, fx.Cancel: self._cancel, fx.WakeAt: self._wake, fx.ScaleTo: self._scale, fx.Drain: self._drain,
+            fx.Ask: self._ask, fx.Reject: self._end, fx.Close: self._end,
         }
 
     # -- the one way of every event -------------------------------------------------------------------------------------------------
@@ -255,7 +259,32 @@ class ControlLoop:
         self._timers.set(effect.key, effect.at, lambda key: self.deliver(Woke(key)))
 
     def _scale(self, effect: fx.ScaleTo) -> None:
-        self.deliver(ScaleAnswered(effect.plan_id, "refused", "no_connector"))
+        self._soon(self._scaled(effect))
+
+    async def _scaled(self, plan: fx.ScaleTo) -> None:
+        """Whatever becomes of a plan, the control hears of it once; then what the connector sees."""
+        try:
+            reply = await self.scaler.apply(plan)
+            self.deliver(ScaleAnswered(plan.plan_id, reply.status, reply.reason))
+            await self.observe_pools()
+        except ScalerRefused as error:
+            self.deliver(ScaleAnswered(plan.plan_id, "refused", str(error)))
+        except Exception as error:
+            self.deliver(ScaleAnswered(plan.plan_id, "failed", f"{type(error).__name__}: {error}"))
+
+    async def observe_pools(self) -> None:
+        """Tell the control what the connector sees; nothing if it sees nothing."""
+        pools = await self.scaler.observe()
+        if pools:
+            self.deliver(PoolsObserved({name: count.plain() for name, count in pools.items()}))
+
+    def _drain(self, effect: fx.Drain) -> None:
+        self._soon(self.scaler.drain(effect))
+
+    def _soon(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
 
     def _ask(self, effect: fx.Ask) -> None:
         self.deliver(Answered(effect.gather_id, ()))

@@ -61,6 +61,7 @@ class LiveReplica:
     scraped_s: float | None = None
     can: Capabilities = field(default_factory=Capabilities)
     last_look: Look = Look("down", "not looked at yet")
+    managed: bool = False  # by a connector, which alone gives up on a boot
 
     def row(self, ordinal: int, gone_s: float | None, reason: str | None) -> dict[str, Any]:
         """This life for the table of replicas; GPU, cost and steps are unknown here."""
@@ -81,12 +82,18 @@ class Watch:
                  lost: Callable[[ReplicaGone], Any], *, scrape: bool) -> None:
         self._make, self._clock, self._deliver, self._lost, self._scrape = make, clock, deliver, lost, scrape
         self.replicas: list[LiveReplica] = []
-        for e in endpoints:
-            engine = make(e.engine, e.url, name=e.name, model=e.model, slots=e.slots, options=e.options)
-            self.replicas.append(LiveReplica(e, engine, engine, e.name))
         self.current: dict[str, LiveReplica] = {}
         self.rows: list[dict[str, Any]] = []
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks: dict[str, list[asyncio.Task[None]]] = {}  # by the endpoint's name
+        self._closing: set[asyncio.Task[Any]] = set()
+        for e in endpoints:
+            self._join(e)
+
+    def _join(self, e: Endpoint) -> LiveReplica:
+        engine = self._make(e.engine, e.url, name=e.name, model=e.model, slots=e.slots, options=e.options)
+        replica = LiveReplica(e, engine, engine, e.name)
+        self.replicas.append(replica)
+        return replica
 
     # -- life -----------------------------------------------------------------------------------------------------------------------
 
@@ -104,21 +111,69 @@ class Watch:
             else:
                 r.failures = 1
                 self._deliver(ReplicaBooting(r.name, r.endpoint.pool, r.endpoint.role, "requested"))
+        for r in self.replicas:
+            self._watch(r)
+
+    def _watch(self, r: LiveReplica) -> None:
         loop = asyncio.get_running_loop()
-        self._tasks = [loop.create_task(self._keep_looking(r)) for r in self.replicas]
+        self._tasks[r.endpoint.name] = tasks = [loop.create_task(self._keep_looking(r))]
         if self._scrape:
-            self._tasks += [loop.create_task(self._keep_scraping(r)) for r in self.replicas]
+            tasks.append(loop.create_task(self._keep_scraping(r)))
 
     async def end(self) -> None:
         """Stop looking, write the last rows, close every connection. Never raises."""
-        for task in self._tasks:
+        tasks = [task for mine in self._tasks.values() for task in mine]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, *self._closing, return_exceptions=True)
         for i, r in enumerate(self.replicas):
             if r.state != GONE:
                 self.rows.append(r.row(i, None, None))
         engines = {id(e): e for r in self.replicas for e in (r.engine, r.stand_in)}
         await asyncio.gather(*(e.close() for e in engines.values()), return_exceptions=True)
+
+    # -- replicas that a connector starts and ends ------------------------------------------------------------------------------------
+
+    def add(self, endpoint: Endpoint) -> None:
+        """Look at one more endpoint from now on; it serves once it is healthy. It may take as long as it likes to boot."""
+        replica = self._join(endpoint)
+        replica.since_s, replica.managed = self._clock.now(), True
+        self._deliver(ReplicaBooting(replica.name, endpoint.pool, endpoint.role, "booting"))
+        self._watch(replica)
+
+    def notice(self, name: str, reason: str, timeout_s: float) -> None:
+        """It will be gone within `timeout_s`: no new work for it."""
+        replica = self._of(name)
+        if replica is not None and replica.state != GONE:
+            self._deliver(ReplicaGone(replica.name, reason, self._clock.now() + max(timeout_s, 1e-3)))
+
+    def remove(self, name: str, reason: str) -> None:
+        """It is gone for good; what still ran there has failed."""
+        replica = self._of(name)
+        if replica is None:
+            return
+        for task in self._tasks.pop(name, ()):
+            task.cancel()
+        if replica.state != GONE:
+            self._gone(replica, Look(reason))
+        self.replicas.remove(replica)
+        for engine in {id(e): e for e in (replica.engine, replica.stand_in)}.values():
+            task = asyncio.get_running_loop().create_task(engine.close())
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
+
+    def in_flight(self, name: str) -> int:
+        """Our streams on the replica at this endpoint."""
+        replica = self._of(name)
+        return 0 if replica is None else replica.in_flight
+
+    def serves(self, name: str) -> bool:
+        """Is it healthy?"""
+        replica = self._of(name)
+        return replica is not None and replica.state == READY
+
+    def _of(self, name: str) -> LiveReplica | None:
+        return next((r for r in self.replicas if r.endpoint.name == name), None)
 
     def checks(self) -> list[Check]:
         """The checklist's lines on endpoints, from the last look at each: is it healthy, and does it serve the model?"""
@@ -161,7 +216,7 @@ class Watch:
                     self._ready(r)
             elif not (look.why == "hangs" and self._excused(r)):
                 r.successes, r.failures = 0, r.failures + 1
-                if r.failures >= FAILURES and r.state != GONE:
+                if r.failures >= FAILURES and (r.state == READY or (r.state == BOOTING and not r.managed)):
                     self._gone(r, look)
 
     def _excused(self, r: LiveReplica) -> bool:

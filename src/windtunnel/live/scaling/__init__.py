@@ -1,0 +1,1 @@
+"""Connectors: how a live world changes the number of replicas."""
