@@ -11,7 +11,9 @@ WindtunnelError                       .message .hint .where                     
 ├─ RunError: RunCorruptError RunVersionError RunReplayError(1) RunNotRecordedError  3
 ├─ EngineError: EngineBusyError EngineStoppedError EngineUnavailableError          4
 ├─ PolicyError                        a policy broke its contract                  5
-│  └─ PolicyClockError PolicyStaleViewError PolicyDeniedError ModelStepTimeError
+│  ├─ PolicyClockError PolicyStaleViewError PolicyDeniedError ModelStepTimeError
+│  ├─ PlanContractError
+│  └─ PluginCallError: PluginTimeoutError PluginConnectionError PluginUnknownMethodError PluginSerializationError PluginRaisedError
 └─ ArmRefusedError                                                               6
 ```
 Anything else that escapes is a bug (exit code 70).
@@ -223,6 +225,44 @@ class PolicyDeniedError(PolicyError):
 
 class ModelStepTimeError(PolicyError):
     """A step model gave a step time that is not finite and positive."""
+
+
+class PlanContractError(PolicyError, ValueError):
+    """A value that planner and plugins exchange is not what the contract says; names the dotted path."""
+
+
+class PluginCallError(PolicyError):
+    """A call of a planner plugin gave no answer. `kind` is the word of it in records and metrics."""
+
+    kind = "raised"
+
+
+class PluginTimeoutError(PluginCallError):
+    """No answer in time."""
+
+    kind = "timeout"
+
+
+class PluginConnectionError(PluginCallError):
+    """The plugin cannot be reached, or went away."""
+
+    kind = "connection"
+
+
+class PluginUnknownMethodError(PluginCallError):
+    """The plugin does not implement its stage."""
+
+    kind = "unknown_method"
+
+
+class PluginSerializationError(PluginCallError):
+    """A message that cannot be read as what it should be."""
+
+    kind = "serialization"
+
+
+class PluginRaisedError(PluginCallError):
+    """The plugin's own code raised."""
 
 
 class ArmRefusedError(WindtunnelError):
