@@ -17,8 +17,7 @@ def kv_blocks(arch: Architecture, gpu: Gpu, *, tp: int = 1, dtype: str = "bf16",
     """Blocks of `block_size` tokens that fit on `tp` GPUs; negative if not even the weights do. ConfigValueError for a number that means nothing."""
     _check(tp, block_size, utilisation, overhead_bytes)
     usable = gpu.memory_bytes * utilisation - arch.params * element_bytes("dtype", dtype) / tp - overhead_bytes
-    per_rank = max(1.0, arch.kv_heads / tp) / arch.kv_heads
-    return floor(usable / (block_size * arch.kv_bytes_per_token(kv_dtype) * per_rank))
+    return floor(usable / (block_size * arch.kv_bytes_per_token(kv_dtype) * arch.kv_share(tp)))
 
 
 def _check(tp: int, block_size: int, utilisation: float, overhead_bytes: float) -> None:
