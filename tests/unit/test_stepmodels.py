@@ -28,6 +28,10 @@ MODELS: dict[str, StepModel] = {
     "roofline_fp8": Roofline(model("Qwen3-8B"), gpu("l40s"), dtype="fp8", kv_dtype="fp8"),
     # so little compute that a chunk's attention changes from one side of the roof to the other
     "roofline_turning": Roofline(LLAMA, replace(H100, flops={"bf16": 4.0e14, "fp8": 4.0e14}), eff=Efficiency(attn=0.05)),
+    "roofline_moe": Roofline(model("Mixtral-8x7B"), H100, tp=4, ep=2),
+    "roofline_mla": Roofline(model("DeepSeek-V3"), gpu("h200_sxm"), tp=8, ep=8, dp=8, dtype="fp8"),
+    "roofline_window": Roofline(model("gpt-oss-120b"), gpu("b200_sxm"), tp=2, dtype="fp4"),
+    "roofline_state": Roofline(model("Qwen3.5-397B-A17B"), gpu("b200_sxm"), tp=4, dtype="fp8"),
     "vidur": VidurRoofline(),
 }
 NAN, INF = float("nan"), float("inf")
@@ -189,3 +193,40 @@ def test_a_remembered_roofline_step_is_cheap() -> None:
     fast.run(b, 10)
     cost, reference = (min(timeit.repeat(lambda m=m: m.run(b, 10), number=2000, repeat=5)) for m in (fast, affine))
     assert cost < 4 * reference
+
+
+def test_SM_20_experts_are_read_as_they_are_touched() -> None:
+    """One token reads topk of them, many tokens all of them; the rest of a step hardly changes."""
+    roof = Roofline(model("Mixtral-8x7B"), H100, tp=2)
+    one, many = roof.dense(1, 1)["moe"], roof.dense(256, 256)["moe"]
+    expert = 3 * 4096 * 14336 * 2 / 2 / (3.35e12 * 0.8)  # seconds to read one expert's share
+    assert one == pytest.approx(32 * (2 * expert), rel=0.05) and many == pytest.approx(32 * 8 * expert, rel=0.05)
+
+
+def test_SM_20_a_latent_cache_is_read_whole_by_every_rank() -> None:
+    deepseek, h200 = model("DeepSeek-V3"), gpu("h200_sxm")
+    two, eight = (Roofline(deepseek, h200, tp=t, dtype="fp8").decode_attention(16, 16 * 8192)[1] for t in (4, 8))
+    assert two > eight or two == pytest.approx(eight)
+    bytes_s = 61 * 576 * 2 * 16 / (4.8e12 * 0.8)
+    assert eight == pytest.approx(bytes_s, rel=1e-9)
+    dp = Roofline(deepseek, h200, tp=8, dp=8, dtype="fp8").decode_attention(16, 16 * 8192)[1]
+    assert dp < two  # each rank attends its own sequences only
+
+
+def test_SM_20_windowed_layers_stop_growing_at_the_window() -> None:
+    roof = Roofline(model("gpt-oss-120b"), gpu("b200_sxm"), dtype="fp4")
+    short, long = roof.decode_attention(4, 4 * 100), roof.decode_attention(4, 4 * 1000)
+    assert short[1] == pytest.approx(2 * long[1]) and short[2] == 28 and long[2] > 1 << 29
+
+
+def test_SM_20_parts_sum_to_the_step() -> None:
+    roof = Roofline(model("Mixtral-8x7B"), H100, tp=2, ep=2)
+    b = Batch(8, 8000, [(512, 100)], 520, 9, 9)
+    assert sum(roof.parts(b).values()) == pytest.approx(roof.seconds(b), rel=1e-12)
+    assert set(roof.parts(b)) == {"gemm", "moe", "comm", "other", "attn_decode", "attn_prefill"}
+
+
+@pytest.mark.parametrize("shape", [{"tp": 4, "ep": 3}, {"tp": 4, "dp": 8}, {"ep": 0}])
+def test_SM_20_groups_divide_the_ranks(shape: dict[str, int]) -> None:
+    with pytest.raises(ConfigValueError, match=r"ep|dp"):
+        Roofline(model("Mixtral-8x7B"), H100, **shape)
