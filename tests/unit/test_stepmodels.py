@@ -15,11 +15,14 @@ from windtunnel.errors import ConfigValueError
 from windtunnel.sim.catalog import gpu, model
 from windtunnel.sim.stepmodels.affine import Affine
 from windtunnel.sim.stepmodels.model import Batch, Provenance, StepModel
+from windtunnel.sim.stepmodels.operators import Operators
 from windtunnel.sim.stepmodels.roofline import Efficiency, Roofline
 from windtunnel.sim.stepmodels.table import Table
+from windtunnel.sim.stepmodels.tables_aic import AicTables
+from windtunnel.sim.stepmodels.tables_llmservingsim import LlmServingSimTables
 from windtunnel.sim.stepmodels.vidur import VidurRoofline
 
-LLAMA, H100 = model("Llama-3.1-8B"), gpu("h100_sxm")
+LLAMA, QWEN, H100 = model("Llama-3.1-8B"), model("Qwen3-32B"), gpu("h100_sxm")
 MODELS: dict[str, StepModel] = {
     "affine": Affine(6e-3, 2.6e-5, 2e-5, 2.4e-8, 1.3e-10),
     "table": Table(((1, 5e-3), (8, 7e-3), (64, 1.1e-2)), 2e-5, 3e-8),
@@ -32,6 +35,10 @@ MODELS: dict[str, StepModel] = {
     "roofline_mla": Roofline(model("DeepSeek-V3"), gpu("h200_sxm"), tp=8, ep=8, dp=8, dtype="fp8"),
     "roofline_window": Roofline(model("gpt-oss-120b"), gpu("b200_sxm"), tp=2, dtype="fp4"),
     "roofline_state": Roofline(model("Qwen3.5-397B-A17B"), gpu("b200_sxm"), tp=4, dtype="fp8"),
+    "operators_aic": Operators(LLAMA, AicTables(LLAMA, H100), "h100_sxm"),
+    "operators_aic_tp8": Operators(model("Qwen3-235B-A22B"), AicTables(model("Qwen3-235B-A22B"), gpu("h200_sxm"), tp=8, dtype="fp8"), "h200_sxm", 8),
+    "operators_llmservingsim": Operators(LLAMA, LlmServingSimTables.load("rtx4090", LLAMA), "rtx4090"),
+    "operators_tp2": Operators(QWEN, LlmServingSimTables.load("rtx_pro_6000", QWEN, 2, link=(2e-5, 1.4e10)), "rtx_pro_6000", 2),
     "vidur": VidurRoofline(),
 }
 NAN, INF = float("nan"), float("inf")
