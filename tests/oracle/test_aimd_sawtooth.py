@@ -69,10 +69,21 @@ def throughput(slots: int, service_s: float, cooldown_s: float, until_s: float) 
 
 
 @pytest.mark.parametrize(("slots", "service_s", "cooldown_s", "expected", "fluid"), [
-    (20, 1.0, 2.0, 15.4545, 14.0786), (20, 5.0, 2.0, 3.4335, 3.3133), (50, 1.0, 2.0, 37.50, 34.4262), (20, 1.0, 0.5, 17.1667, 16.3855),
+    (20, 1.0, 2.0, 15.4545, 14.0786), (20, 5.0, 2.0, 3.4335, 3.3133), (50, 1.0, 2.0, 37.50, 34.4262), (100, 10.0, 2.0, 8.6926, 8.4593),
+    (20, 1.0, 0.5, 17.1667, 16.3855),
     (20, 0.2, 2.0, 44.741, 40.2049), (20, 0.2, 0.1, 85.833, 81.9275),
 ])
 def test_OR_3_throughput_with_cool_down(slots: int, service_s: float, cooldown_s: float, expected: float, fluid: float) -> None:
     got = throughput(slots, service_s, cooldown_s, 16_000 / expected)
     assert got == pytest.approx(expected, rel=0.02)
     assert got >= fluid
+
+
+@pytest.mark.parametrize(("slots", "service_s", "cooldown_s", "fluid"), [
+    (20, 1.0, 2.0, 14.0786), (20, 5.0, 2.0, 3.3133), (50, 1.0, 2.0, 34.4262), (100, 10.0, 2.0, 8.4593), (20, 1.0, 0.5, 16.3855),
+    (20, 0.2, 2.0, 40.2049), (20, 0.2, 0.1, 81.9275),
+])
+def test_OR_3_the_fluid_model_of_the_same_sawtooth(slots: int, service_s: float, cooldown_s: float, fluid: float) -> None:
+    levels = range(int(0.75 * (slots + 1)), slots + 1)
+    cycle_s = service_s * 25 * sum(1 / level for level in levels) + cooldown_s
+    assert 25 * len(levels) / cycle_s == pytest.approx(fluid, abs=1e-4)

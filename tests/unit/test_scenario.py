@@ -70,7 +70,7 @@ def test_loads_with_defaults(file: Path) -> None:
     ("fleet.pools.chat.gpu=h100", '--set fleet.pools.chat.gpu: unknown GPU "h100"; did you mean'),
     ("fleet.pools.chat.model=Llama-3.1-8b", '--set fleet.pools.chat.model: unknown model "Llama-3.1-8b"; did you mean "Llama-3.1-8B"'),
     ("knobs.3.path=x", "--set knobs.3: the list has 2 entries (0 to 1)"),
-    ("control.admission.limit.kind=vegas", '--set control.admission.limit.kind: unknown kind "vegas"; known: none, fixed, aimd'),
+    ("control.admission.limit.kind=pid", "--set control.admission.limit.kind: unknown kind \"pid\"; known: none, fixed, aimd, aimd_netflix"),
     ("duration=600", "--set duration: unknown key; write duration_s: 600 (seconds)"),
     ("slo.ttft_ms=500", "--set slo.ttft_ms: unknown key; write ttft_s: 0.5 (seconds)"),
     ("duration_s=10m", '--set duration_s: expected a number > 0, got "10m"; write duration_s: 600 (seconds)'),

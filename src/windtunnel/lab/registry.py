@@ -99,8 +99,12 @@ def _name(cls: type[Any]) -> str:
 def _register_own() -> None:
     """The kinds that windtunnel brings. Wrappers stand outermost first."""
     from windtunnel.policy.admission.aimd import Aimd
+    from windtunnel.policy.admission.aimd_netflix import AimdNetflix
     from windtunnel.policy.admission.breaker import BreakerGate
+    from windtunnel.policy.admission.envoy_gradient import EnvoyGradient
+    from windtunnel.policy.admission.gradient2 import Gradient2
     from windtunnel.policy.admission.limit import Fixed, Unlimited
+    from windtunnel.policy.admission.vegas import Vegas
     from windtunnel.policy.planning.rate import RatePlanner
     from windtunnel.policy.queueing.bounded import Bounded
     from windtunnel.policy.queueing.classes import Classes
@@ -121,6 +125,8 @@ def _register_own() -> None:
         ("queue", "codel", CoDel), ("queue", "classes", Classes), ("queue", "edf", Edf), ("queue", "lifo", AdaptiveLifo),
         ("queue", "vtc", Vtc), ("queue", "dlpm", Dlpm),
         ("admission.limit", "none", Unlimited), ("admission.limit", "fixed", Fixed), ("admission.limit", "aimd", Aimd),
+        ("admission.limit", "aimd_netflix", AimdNetflix), ("admission.limit", "vegas", Vegas), ("admission.limit", "gradient2", Gradient2),
+        ("admission.limit", "envoy_gradient", EnvoyGradient),
         ("admission.gates", "breaker", BreakerGate),
         ("routing", "least_outstanding", LeastOutstandingConfig), ("routing", "round_robin", RoundRobinConfig),
         ("routing", "random", RandomConfig), ("routing", "power_of_two", PowerOfTwoConfig),

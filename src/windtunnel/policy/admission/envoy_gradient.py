@@ -79,8 +79,8 @@ class EnvoyGradientLimit(AdaptiveLimit):
         if self._window_end is None:
             self._window_end = now + self.config.window_s
         elif now >= self._window_end:
-            change = self._step()
             self._window_end = now + self.config.window_s
+            change = self._step()
         if self._before is None and len(self._seen) < SAMPLES_KEPT:
             self._seen.append(rtt_s)
         return change
