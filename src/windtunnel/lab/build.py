@@ -10,8 +10,10 @@ from typing import Any
 
 from windtunnel.errors import ConfigError, ConfigInfeasibleError, ConfigValueError
 from windtunnel.lab import registry
+from windtunnel.lab.build_gates import lane_breaker, lane_gates, shared_gates
 from windtunnel.lab.control_spec import ControlSpec
 from windtunnel.lab.recorder import wants_of
+from windtunnel.policy.admission.gates import Gate
 from windtunnel.policy.admission.request import RequestAdmission
 from windtunnel.policy.control import Control
 from windtunnel.policy.lane import Lane
@@ -40,8 +42,10 @@ def build_control(spec: ControlSpec, pools: Sequence[PoolFacts], *, slo: Mapping
     def context(path: str, of: Sequence[PoolFacts]) -> BuildContext:
         return BuildContext(PolicyRng(seed, path, replication), tenants, tuple(of), _flat(slo or {}), wants)
 
+    shared = shared_gates(full, lambda part: context(f"control/{part}", pools))
+
     def lane(of: Sequence[PoolFacts]) -> Lane:
-        return _lane(full, of, lambda part: context(f"control/{of[0].name}/{part}", of), wants)
+        return _lane(full, of, lambda part: context(f"control/{of[0].name}/{part}", of), wants, shared)
 
     settings: Any = full.settings
     planner = None if full.planner is None else full.planner.config().build(context("control/planner", pools))
@@ -68,19 +72,17 @@ def control_from_header(header: Mapping[str, Any], spec: ControlSpec | None = No
     return build_control(spec, pools, slo=slo, seed=int(header["seed"]), replication=int(header["replication"]), wants=wants_of(header["level"]))
 
 
-def _lane(spec: ControlSpec, pools: Sequence[PoolFacts], context: Callable[[str], BuildContext], wants: frozenset[str]) -> Lane:
+def _lane(spec: ControlSpec, pools: Sequence[PoolFacts], context: Callable[[str], BuildContext], wants: frozenset[str],
+          shared: dict[str, Gate]) -> Lane:
     """One model service over its pools."""
     assert spec.admission is not None and spec.queue is not None and spec.routing is not None  # of a resolved spec
-    breakers = [gate.config() for gate in spec.admission.gates or ()]
-    if len(breakers) > 1:
-        raise ConfigValueError("control.admission.gates", "expected at most one gate of kind breaker")
     limit: Any = spec.admission.limit
-    breaker = breakers[0].build(context("breaker")) if breakers else None
-    admission = RequestAdmission(limit.config().build(context("limit")), breaker=breaker, wants=wants)
-    model = pools[0].model
-    return Lane(pools[0].name, queue=_queue(spec.queue, context("queue")), admission=admission,
+    admission = RequestAdmission(limit.config().build(context("limit")), breaker=lane_breaker(spec, context), wants=wants)
+    name, model = pools[0].name, pools[0].model
+    return Lane(name, queue=_queue(spec.queue, context("queue")), admission=admission,
                 router=spec.routing.config().build(context("routing")), pools=tuple(p.name for p in pools),
-                models=frozenset({model} if model else ()), cap=_cap(limit))
+                models=frozenset({model} if model else ()), cap=_cap(limit),
+                gates=lane_gates(spec, shared, admission, name, context))
 
 
 def _queue(spec: Any, context: BuildContext) -> Queue:

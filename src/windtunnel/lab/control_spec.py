@@ -9,6 +9,8 @@ from typing import Annotated, Any
 from pydantic import Field, field_validator
 
 from windtunnel.lab.kinds import Kinds, Spec, spec_of
+from windtunnel.policy.admission.budget import Budget
+from windtunnel.policy.admission.quota import TenantQuota
 from windtunnel.policy.settings import ControlSettings
 
 _BOUNDED = {"capacity": 256, "capacity_by_class": {"interactive": 128, "batch": 128}}
@@ -18,13 +20,15 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "open": {"queue": {"kind": "fifo"}, "admission": {"limit": {"kind": "none"}, "gates": []},
              "routing": {"kind": "least_outstanding", "by": "requests"}},
 }
-SettingsSpec = spec_of(ControlSettings)
+SettingsSpec, QuotaSpec, BudgetSpec = spec_of(ControlSettings), spec_of(TenantQuota), spec_of(Budget)
 
 
 class TenantSpec(Spec):
-    """One tenant's share."""
+    """One tenant's share, and what it may use."""
 
     weight: float = Field(default=1.0, gt=0, description="Share of the fair queue, relative to the other tenants.")
+    quota: QuotaSpec | None = Field(default=None, description="What it may have at once and per time.")  # type: ignore[valid-type]
+    budget: BudgetSpec | None = Field(default=None, description="What each of its sessions may use in all.")  # type: ignore[valid-type]
 
 
 class AdmissionSpec(Spec):

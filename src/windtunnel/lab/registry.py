@@ -100,10 +100,15 @@ def _register_own() -> None:
     """The kinds that windtunnel brings. Wrappers stand outermost first."""
     from windtunnel.policy.admission.aimd import Aimd
     from windtunnel.policy.admission.aimd_netflix import AimdNetflix
+    from windtunnel.policy.admission.bands import BandsGate
     from windtunnel.policy.admission.breaker import BreakerGate
     from windtunnel.policy.admission.envoy_gradient import EnvoyGradient
+    from windtunnel.policy.admission.gcra import GcraGate
     from windtunnel.policy.admission.gradient2 import Gradient2
     from windtunnel.policy.admission.limit import Fixed, Unlimited
+    from windtunnel.policy.admission.retry_budget import RetryBudgetGate
+    from windtunnel.policy.admission.throttle import ThrottleGate
+    from windtunnel.policy.admission.token_budget import TokenBudgetGate
     from windtunnel.policy.admission.vegas import Vegas
     from windtunnel.policy.planning.rate import RatePlanner
     from windtunnel.policy.queueing.bounded import Bounded
@@ -127,7 +132,9 @@ def _register_own() -> None:
         ("admission.limit", "none", Unlimited), ("admission.limit", "fixed", Fixed), ("admission.limit", "aimd", Aimd),
         ("admission.limit", "aimd_netflix", AimdNetflix), ("admission.limit", "vegas", Vegas), ("admission.limit", "gradient2", Gradient2),
         ("admission.limit", "envoy_gradient", EnvoyGradient),
-        ("admission.gates", "breaker", BreakerGate),
+        ("admission.gates", "breaker", BreakerGate), ("admission.gates", "gcra", GcraGate), ("admission.gates", "bands", BandsGate),
+        ("admission.gates", "retry_budget", RetryBudgetGate), ("admission.gates", "throttle", ThrottleGate),
+        ("admission.gates", "token_budget", TokenBudgetGate),
         ("routing", "least_outstanding", LeastOutstandingConfig), ("routing", "round_robin", RoundRobinConfig),
         ("routing", "random", RandomConfig), ("routing", "power_of_two", PowerOfTwoConfig),
         ("planner", "rate", RatePlanner),

@@ -32,7 +32,8 @@ class Book:
         self.late_events = 0
         self.stopped = False
         self.planned = False  # does a planner size the pools? Then an empty lane can come to life
-        self.tracks_first_token = settings.attempts > 1 or settings.first_token_s is not None or settings.cancel_late
+        gated = any(lane.gates is not None and "first_token" in lane.gates.needs for lane in lanes)
+        self.tracks_first_token = settings.attempts > 1 or settings.first_token_s is not None or settings.cancel_late or gated
         self._watches = settings.first_token_s is not None or settings.wall_s is not None or settings.cancel_late
         self._groups: dict[str, Group] = {}
         self.dirty: list[Lane] = []

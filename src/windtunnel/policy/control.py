@@ -183,6 +183,7 @@ class Control:
         needs: set[str] = {"first_token"} if self.flow.tracks_first_token else set()
         for lane in self.lanes:
             needs |= lane.router.needs | getattr(lane.queue, "needs", frozenset())
+            needs |= frozenset() if lane.gates is None else lane.gates.needs
         return frozenset(needs)
 
     # -- pure reads ---------------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from windtunnel import effects as fx
 from windtunnel.events import Cancelled, Failed, Finished
 from windtunnel.policy import outcomes
 from windtunnel.policy.admission.denial import Denial, make_denial
+from windtunnel.policy.admission.gates import Used
 from windtunnel.policy.book import Book
 from windtunnel.policy.lane import Lane
 from windtunnel.policy.open_request import CLOSING, WAITING, OpenRequest
@@ -23,6 +24,8 @@ class Endings(Book):
         rtt_s = None if event.first_token_s is None else event.first_token_s - opened.sent_s
         self._release(opened, "success", rtt_s, None, event.output_tokens)
         del self.open[request_id]
+        if opened.lane.gates is not None:
+            self._settle(opened, "success", event.input_tokens, event.output_tokens)
         if opened.state != CLOSING:
             opened.tally.active -= 1
             opened.tally.completed += 1
@@ -38,19 +41,29 @@ class Endings(Book):
     def _attempt_over(self, opened: OpenRequest, outcome: str, reason: str, retry_after_s: float | None, no_token: bool,
                       output_tokens: int | None = None) -> None:
         """An attempt ended without success: release, then try again or close the request."""
+        gates = opened.lane.gates
         self._release(opened, opened.lease_outcome or outcome, None, retry_after_s, output_tokens)
         request = opened.request
-        if opened.state == CLOSING:
-            del self.open[request.id]
-            return
         end = outcome_of(outcome, reason)
         late = request.deadline_s is not None and self.now >= request.deadline_s
-        if end.again and no_token and opened.dispatches < self.settings.attempts and not late and not self.stopped:
+        again = end.again and no_token and opened.dispatches < self.settings.attempts and not late and not self.stopped
+        if again and opened.state != CLOSING and (gates is None or gates.may_retry(self.now)):
             self._again(opened, outcome)
             return
         del self.open[request.id]
+        if gates is not None:
+            self._settle(opened, opened.lease_outcome or outcome, *((0, 0) if no_token else (None, output_tokens)))
+        if opened.state == CLOSING:
+            return
         self._count_end(opened.tally, end.state)
         self.out.append(fx.Close(request.id, end.state, end.outcome, reason, retry_after_s))
+
+    def _settle(self, opened: OpenRequest, outcome: str, input_tokens: int | None, output_tokens: int | None) -> None:
+        """Gates learn how a request ended, once, when nothing of it runs any more. Tokens None: unknown, then the most it could be."""
+        gates = opened.lane.gates
+        assert gates is not None
+        sent_s = opened.sent_s if opened.dispatches else self.now
+        gates.settle(opened.request, Used(outcome, sent_s - opened.item.arrived_at, input_tokens, output_tokens), self.now)
 
     def _again(self, opened: OpenRequest, outcome: str) -> None:
         """Back to the queue with its place; a replica that failed (not one that was merely full) is avoided."""
@@ -94,14 +107,16 @@ class Endings(Book):
         self.out.append(fx.Close(request_id, state, outcome, reason))
         self.out.append(fx.Cancel(request_id, opened.dispatches, opened.replica, reason))
 
-    def _end_waiting(self, request_id: str, denial: Denial, outcome: str | None = None) -> None:
-        """A waiting request ends: never dispatched -> Reject, dispatched before -> Close."""
+    def _end_waiting(self, request_id: str, denial: Denial, outcome: str | None = None, *, at_the_door: bool = False) -> None:
+        """A waiting request ends: never dispatched -> Reject, dispatched before -> Close. at_the_door: gates have their charge back."""
         opened = self.open.pop(request_id)
         lane, tally = opened.lane, opened.tally
         lane.queue.discard(request_id, self.now)
         if len(lane.queue) and lane.admission.admissible(lane.resource, self.now):
             self.mark(lane)  # it may have held up those behind it
         end = outcome_of_denial(denial.reason)
+        if lane.gates is not None and not at_the_door:
+            self._settle(opened, "local_cancelled" if opened.dispatches else "", 0, 0)
         if opened.dispatches:
             state = outcomes.CANCELLED if end.state == outcomes.ABANDONED else outcomes.FAILED
             self._count_end(tally, state)

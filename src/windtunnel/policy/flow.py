@@ -51,7 +51,10 @@ class Flow(Expiry):
         self._wait(opened)
 
     def _intake(self, request: Request, lane: Lane | None) -> Denial | None:
-        """The checks before the queue: stopped, no such service, too late, nothing there, breaker open."""
+        """The checks before the queue: stopped, no such service, too late, nothing there, gates, breaker open.
+
+        A request that passes has been charged by the gates.
+        """
         now = self.now
         if self.stopped:
             return make_denial("intake", "shutdown", retry_after_s=1.0)
@@ -61,6 +64,9 @@ class Flow(Expiry):
             return make_denial("intake", "deadline_passed")
         if lane.unready_since_s is not None and not self._alive(lane):
             return make_denial("route", "no_replica", resource=lane.resource)
+        if lane.gates is not None:
+            denial = lane.gates.check(request, now)
+            return None if denial is None else lane.when(denial, now)
         breaker = lane.admission.breaker
         if breaker is not None and not breaker.admissible(now):
             return lane.admission.breaker_denial(lane.resource, now)
@@ -75,7 +81,9 @@ class Flow(Expiry):
             self.open[shed.item.id].tally.evicted += 1
             self._end_waiting(shed.item.id, shed.denial)
         if offered.rejected:
-            self._end_waiting(item.id, offered.rejected[0].denial)
+            if lane.gates is not None:
+                lane.gates.give_back(opened.request, now)
+            self._end_waiting(item.id, offered.rejected[0].denial, at_the_door=True)
             return
         self._arm_waiting(opened)
         if len(lane.queue) == 1 or lane.admission.admissible(lane.resource, now):
@@ -130,6 +138,8 @@ class Flow(Expiry):
         opened.state, opened.replica, opened.lease, opened.sent_s, opened.first_token = RUNNING, replica, lease, now, False
         if dispatch == 1:
             opened.tally.active += 1
+            if (gates := opened.lane.gates) is not None:
+                gates.dispatched(request, now - opened.item.arrived_at, now)
         opened.lane.router.sent(request, choice, now)
         self.fleet.sent(request, replica, now, dispatch)
         self.out.append(fx.Dispatch(request, dispatch, replica, lease.lease_id, choice.reason, choice.prefill, choice.epoch,
@@ -160,6 +170,8 @@ class Flow(Expiry):
             return
         opened.first_token = True
         self.fleet.first_token(event.request_id, event.replica)
+        if opened.lane.gates is not None:
+            opened.lane.gates.first_token(opened.request, self.now)
 
     def capacity_changed(self, pool: str, *, less: bool) -> None:
         """Replicas of a pool came or went: the limit's ceiling follows, and what waits is looked at again."""

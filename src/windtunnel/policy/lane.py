@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from windtunnel.events import Request
 
 if TYPE_CHECKING:
+    from windtunnel.policy.admission.denial import Denial
+    from windtunnel.policy.admission.gates import Gates
     from windtunnel.policy.admission.request import RequestAdmission
     from windtunnel.policy.queueing.fair import Queue
     from windtunnel.policy.queueing.item import QueueItem, QueueView
@@ -29,18 +32,19 @@ class Lane:
 
     cap: "slots" (the limit's ceiling follows the slots of the ready replicas), or a fixed number, or None for no ceiling.
     cost: what a request costs in the fair queue: "requests" (1 each) or "tokens" (input + expected output).
+    gates: what may refuse a request before it is queued; they include the breaker then. None: only the admission's breaker may.
     """
 
-    __slots__ = ("admission", "cap", "cost", "dirty", "guarded", "meter", "models", "name", "pools", "queue", "resource", "router", "skip",
+    __slots__ = ("admission", "cap", "cost", "dirty", "gates", "guarded", "meter", "models", "name", "pools", "queue", "resource", "router", "skip",
                  "unready_since_s")
 
     def __init__(self, name: str, *, queue: Queue, admission: RequestAdmission, router: Router, pools: tuple[str, ...] = (),
                  models: frozenset[str] = frozenset(), cap: Literal["slots"] | int | None = "slots",
-                 cost: Literal["requests", "tokens"] = "requests") -> None:
+                 cost: Literal["requests", "tokens"] = "requests", gates: Gates | None = None) -> None:
         self.name, self.queue, self.admission, self.router = name, queue, admission, router
         self.pools, self.models, self.cap, self.cost = pools or (name,), models, cap, cost
-        self.resource = name
-        self.guarded = admission.breaker is not None  # does an arrival have to pass more than the queue and the limit?
+        self.resource, self.gates = name, gates
+        self.guarded = gates is not None or admission.breaker is not None  # does an arrival have to pass more than the queue and the limit?
         self.dirty = False
         self.skip: set[str] = set()  # heads that this pump cannot place although the lane is open
         self.unready_since_s: float | None = 0.0  # since when no replica is ready; None while one is
@@ -57,6 +61,14 @@ class Lane:
             if getattr(queue, "completion_rate", False) is None:
                 queue.completion_rate = partial(self.admission.completion_rate, self.resource)
             queue = getattr(queue, "inner", None)
+
+    def when(self, denial: Denial, now: float) -> Denial:
+        """A gate's denial with the time at which trying again makes sense, where completions per second tell it."""
+        ahead = {"band": len(self.queue) + 1, "token_budget": 1}.get(denial.reason)
+        rate_rps = self.admission.completion_rate(self.resource, now)
+        if ahead is None or not rate_rps:
+            return denial
+        return replace(denial, retry_after_s=ahead / rate_rps)
 
     def first_cap(self) -> int:
         """The ceiling before any replica is known."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import reduce
 from operator import add
 from typing import TYPE_CHECKING
@@ -58,8 +58,21 @@ def check(control: Control) -> None:
         held = len(mine) - waiting
         if held != lane.admission.in_flight(lane.resource):
             raise PolicyError(f"lane {lane.name!r}: {held} attempts run, {lane.admission.in_flight(lane.resource)} leases are out")
+    _check_gates(control)
     running = sum(o.state != CLOSING and o.state != WAITING for o in open_.values())
     active = sum(t.active for t in tallies.values())
     requeued = sum(o.state == WAITING and o.dispatches > 0 for o in open_.values())
     if active != running + requeued:
         raise PolicyError(f"{active} requests count as active, {running} run and {requeued} wait for another attempt")
+
+
+def _check_gates(control: Control) -> None:
+    """Every open request is held by the gates of its lane exactly once, and nothing else is."""
+    gates = {id(gate): gate for lane in control.lanes if lane.gates is not None for gate in lane.gates.gates}
+    for gate in gates.values():
+        held: Iterable[str] | None = getattr(gate, "held", None)
+        if held is None:
+            continue
+        mine = {i for i, o in control.flow.open.items() if o.lane.gates is not None and gate in o.lane.gates.gates}
+        if not set(held) <= mine:
+            raise PolicyError(f"{type(gate).__name__} holds what requests took that have ended: {sorted(set(held) - mine)[:4]}")

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
+from windtunnel.events import Request
+from windtunnel.policy.admission.denial import Denial
+from windtunnel.policy.admission.gates import Gate
 from windtunnel.policy.param import BuildContext, Param, check_number
+
+if TYPE_CHECKING:
+    from windtunnel.policy.admission.request import RequestAdmission
 
 FAILURES = frozenset({"provider_failure", "provider_timeout", "unexpected_exception"})
 State = Literal["closed", "open", "half_open"]
@@ -107,3 +113,14 @@ class Breaker:
         self._open_s = self.config.open_s if state == "closed" else min(self.config.max_open_s, 2 * self._open_s)
         self._opened_at, self._probing = now, False
         return "opened" if state == "closed" else "reopened"
+
+
+class BreakerDoor(Gate):
+    """The breaker of an admission, asked at the door among other gates: nobody is made to wait for a service that is down."""
+
+    def __init__(self, admission: RequestAdmission, resource: str) -> None:
+        self._admission, self._resource = admission, resource
+
+    def refusal(self, request: Request, now: float) -> Denial | None:
+        breaker = self._admission.breaker
+        return None if breaker is None or breaker.admissible(now) else self._admission.breaker_denial(self._resource, now)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import KeysView, Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -80,9 +80,9 @@ class BudgetGate(Gate):
         self._sent: dict[str, float] = {}
 
     @property
-    def held(self) -> int:
-        """Requests with a reservation."""
-        return len(self._held)
+    def held(self) -> KeysView[str]:
+        """Ids of requests with a reservation."""
+        return self._held.keys()
 
     def purse(self, request: Request) -> Purse | None:
         """The request's purse; None if its tenant has no budget."""

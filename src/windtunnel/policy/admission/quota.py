@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import KeysView, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -181,9 +181,9 @@ class QuotaGate(Gate):
         self._by_request: dict[str, Reservation] = {}
 
     @property
-    def held(self) -> int:
-        """Requests with a reservation."""
-        return len(self._by_request)
+    def held(self) -> KeysView[str]:
+        """Ids of requests with a reservation."""
+        return self._by_request.keys()
 
     def _need(self, request: Request) -> Need:
         tokens = reserved_tokens_of(request)

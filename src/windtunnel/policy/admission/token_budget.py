@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import KeysView
 from dataclasses import dataclass
 from math import exp
 from typing import Annotated
@@ -84,9 +85,9 @@ class TokenBudget(Gate):
         self._sent: set[str] = set()
 
     @property
-    def held(self) -> int:
-        """Requests whose prompt is still counted."""
-        return len(self._open)
+    def held(self) -> KeysView[str]:
+        """Ids of requests whose prompt is still counted."""
+        return self._open.keys()
 
     @property
     def prefill_tokens_per_s(self) -> float | None:

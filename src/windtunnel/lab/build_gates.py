@@ -1,0 +1,68 @@
+"""From the gates of a scenario to live ones: in their order, those for all lanes made once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from windtunnel.errors import ConfigValueError
+from windtunnel.lab.control_spec import ControlSpec
+from windtunnel.policy.admission.breaker import Breaker, BreakerDoor
+from windtunnel.policy.admission.budget import BudgetGate
+from windtunnel.policy.admission.gates import ORDER, Gate, Gates
+from windtunnel.policy.admission.quota import QuotaGate
+from windtunnel.policy.admission.request import RequestAdmission
+from windtunnel.policy.param import BuildContext
+
+FOR_ALL_LANES = ("gcra", "retry_budget")
+Context = Callable[[str], BuildContext]
+
+
+def shared_gates(spec: ControlSpec, context: Context) -> dict[str, Gate]:
+    """The gates that all lanes pass together, by kind: quotas and budgets of the tenants, the rate, the retry budget."""
+    gates: dict[str, Gate] = {}
+    quotas = {name: tenant.quota.config() for name, tenant in spec.tenants.items() if tenant.quota is not None}
+    budgets = {name: tenant.budget.config() for name, tenant in spec.tenants.items() if tenant.budget is not None}
+    if quotas:
+        gates["quota"] = QuotaGate(quotas)
+    if budgets:
+        gates["budget"] = BudgetGate(budgets)
+    for kind, block in _blocks(spec).items():
+        if kind in FOR_ALL_LANES:
+            gates[kind] = block.config().build(context(kind))
+    return gates
+
+
+def lane_breaker(spec: ControlSpec, context: Context) -> Breaker | None:
+    """The lane's own breaker, if the scenario has one."""
+    block = _blocks(spec).get("breaker")
+    breaker: Breaker | None = None if block is None else block.config().build(context("breaker"))
+    return breaker
+
+
+def lane_gates(spec: ControlSpec, shared: dict[str, Gate], admission: RequestAdmission, resource: str, context: Context) -> Gates | None:
+    """All gates of one lane, in order; None if there is none but a breaker."""
+    gates = dict(shared)
+    for kind, block in _blocks(spec).items():
+        if kind not in FOR_ALL_LANES and kind != "breaker":
+            gates[kind] = block.config().build(context(kind))
+    if not gates:
+        return None
+    if admission.breaker is not None:
+        gates["breaker"] = BreakerDoor(admission, resource)
+    return Gates(gates[kind] for kind in sorted(gates, key=_place))
+
+
+def _place(kind: str) -> tuple[int, str]:
+    return (ORDER.index(kind) if kind in ORDER else len(ORDER), kind)
+
+
+def _blocks(spec: ControlSpec) -> dict[str, Any]:
+    """The scenario's gates by kind, each at most once."""
+    assert spec.admission is not None  # of a resolved spec
+    blocks: dict[str, Any] = {}
+    for gate in spec.admission.gates or ():
+        if gate.kind in blocks:
+            raise ConfigValueError("control.admission.gates", f"expected at most one gate of kind {gate.kind}")
+        blocks[gate.kind] = gate
+    return blocks
