@@ -99,7 +99,9 @@ class BudgetGate(Gate):
         return purse
 
     def _forget(self) -> None:
-        if len(self.purses) > SESSIONS_KEPT:
+        for _ in range(2):  # one that is in use goes to the end; looking at two for each new one keeps the number bounded
+            if len(self.purses) <= SESSIONS_KEPT:
+                return
             key, purse = self.purses.popitem(last=False)
             if purse.active:
                 self.purses[key] = purse

@@ -83,13 +83,18 @@ class RateGate(Gate):
         bucket = self._buckets.get(key)
         if bucket is None:
             bucket = self._buckets[key] = Gcra(self.config.rate_per_s, self.config.burst)
-            if len(self._buckets) > KEYS_KEPT:
-                oldest, old = self._buckets.popitem(last=False)
-                if not old.idle(now):
-                    self._buckets[oldest] = old
+            self._forget(now)
         else:
             self._buckets.move_to_end(key)
         return bucket
+
+    def _forget(self, now: float) -> None:
+        for _ in range(2):  # one that still owes goes to the end; looking at two for each new one keeps the number bounded
+            if len(self._buckets) <= KEYS_KEPT:
+                return
+            key, bucket = self._buckets.popitem(last=False)
+            if not bucket.idle(now):
+                self._buckets[key] = bucket
 
     def _cost(self, request: Request) -> float:
         return 1.0 if self.config.unit == "requests" else float(reserved_tokens_of(request))
