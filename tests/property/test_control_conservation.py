@@ -5,6 +5,10 @@ The world beside it knows only effects: which attempts run where, and which requ
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from random import Random
+from typing import Any
+
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -25,8 +29,16 @@ from windtunnel.events import (
     Woke,
 )
 from windtunnel.policy.admission.aimd import Aimd
-from windtunnel.policy.admission.breaker import Breaker, BreakerGate
+from windtunnel.policy.admission.bands import Bands, BandsGate
+from windtunnel.policy.admission.breaker import Breaker, BreakerDoor, BreakerGate
+from windtunnel.policy.admission.budget import Budget, BudgetGate
+from windtunnel.policy.admission.gates import Gate, Gates
+from windtunnel.policy.admission.gcra import GcraGate, RateGate
+from windtunnel.policy.admission.quota import QuotaGate, TenantQuota
 from windtunnel.policy.admission.request import RequestAdmission
+from windtunnel.policy.admission.retry_budget import RetryBudget, RetryBudgetGate
+from windtunnel.policy.admission.throttle import Throttle
+from windtunnel.policy.admission.token_budget import TokenBudget, TokenBudgetGate
 from windtunnel.policy.control import Control
 from windtunnel.policy.lane import Lane
 from windtunnel.policy.param import BuildContext
@@ -56,20 +68,39 @@ def queue_of(kind: str) -> Queue:
     }[kind]()
 
 
+def shared_gates() -> list[Gate]:
+    """One of each for both lanes, tight enough to refuse now and then."""
+    return [
+        QuotaGate({"a": TenantQuota(concurrent=4), "default": TenantQuota(tokens_per_min=400.0, requests_per_s=3.0, kv_bytes=100.0)}, 1.0),
+        BudgetGate({"b": Budget(tokens=300, seconds=60.0), "c": Budget(usd=1.0, usd_per_1k_output=10.0)}),
+        RateGate(GcraGate(rate_per_s=30.0, burst=200.0, unit="tokens")), RetryBudget(RetryBudgetGate(ratio=0.5, min_per_s=0.2)),
+    ]
+
+
+def gates_of(shared: Sequence[Gate], admission: RequestAdmission, pool: str) -> Gates:
+    return Gates([
+        *shared, Bands(BandsGate(overload_s=0.5, user_levels=2), Random(1)), Throttle(rng=Random(2)), BreakerDoor(admission, pool),
+        TokenBudget(TokenBudgetGate(prefill_tokens_per_s=20.0, ttft_target_s=4.0)),
+    ])
+
+
 class ControlMachine(RuleBasedStateMachine):
     """Two lanes of one pool each; ids are never used twice."""
 
     @initialize(queue=st.sampled_from(["fair", "fifo", "bounded", "drop"]), attempts=st.integers(1, 3), breaker=st.booleans(),
                 timeout_s=st.sampled_from([None, 0.0, 2.0]), hold_s=st.sampled_from([None, 0.0, 2.0]), watch=st.booleans(),
-                ramp_s=st.sampled_from([0.0, 4.0]))
+                ramp_s=st.sampled_from([0.0, 4.0]), gated=st.booleans())
     def build(self, queue: str, attempts: int, breaker: bool, timeout_s: float | None, hold_s: float | None, watch: bool,
-              ramp_s: float) -> None:
+              ramp_s: float, gated: bool) -> None:
+        shared = shared_gates() if gated else []
+
         def lane(n: int, pool: str) -> Lane:
             gate = Breaker(BreakerGate(window=5, min_outcomes=2, open_s=4.0)) if breaker else None
             limit = Aimd(cooldown_s=1.0, successes_until_increase=2, startup_ramp_s=ramp_s).build(BuildContext())
             router = LeastOutstanding(pools=(pool,)) if n else RoundRobin(pools=(pool,))
-            return Lane(pool, queue=queue_of(queue), admission=RequestAdmission(limit, breaker=gate, generation=f"g{n}"), router=router,
-                        models=frozenset({pool}))
+            admission = RequestAdmission(limit, breaker=gate, generation=f"g{n}")
+            return Lane(pool, queue=queue_of(queue), admission=admission, router=router, models=frozenset({pool}),
+                        gates=gates_of(shared, admission, pool) if gated else None)
 
         lanes = [lane(n, pool) for n, pool in enumerate(POOLS)]
         self.control = Control(lanes=lanes, fleet=Fleet(), tenants={"a": 2.0}, settings=ControlSettings(
@@ -148,10 +179,12 @@ class ControlMachine(RuleBasedStateMachine):
         self.now += step_s
 
     @rule(model=st.sampled_from(POOLS), tenant=st.sampled_from("abc"), priority=st.integers(0, 1),
+          attempt=st.sampled_from([1, 1, 1, 2]),
           deadline_in_s=st.sampled_from([None, None, 0.0, 1.0, 4.0]), replica=st.sampled_from([None, None, None, None, "-0", "-9"]))
-    def arrives(self, model: str, tenant: str, priority: int, deadline_in_s: float | None, replica: str | None) -> None:
+    def arrives(self, model: str, tenant: str, priority: int, attempt: int, deadline_in_s: float | None, replica: str | None) -> None:
         self.count += 1
-        request = Request(f"r{self.count}", tenant, model, priority, self.now, 10, 10, replica=None if replica is None else model + replica,
+        request = Request(f"r{self.count}", tenant, model, priority, self.now, 10, 10, attempt=attempt,
+                          replica=None if replica is None else model + replica,
                           deadline_s=None if deadline_in_s is None else self.now + deadline_in_s)
         self.requests[request.id], self.arrivals[request.id] = request, self.now
         self.do(Arrived(request))
@@ -248,6 +281,28 @@ class ControlMachine(RuleBasedStateMachine):
         assert dict(control.view().wakes) == self.wakes
 
     @invariant()
+    def nothing_reserved_is_lost(self) -> None:
+        """AC-2: what open requests took is held, and reserved - refunded - spent = held."""
+        if not hasattr(self, "control") or self.control.lanes[0].gates is None:
+            return
+        gates: dict[str, Any] = {type(g).__name__: g for g in self.control.lanes[0].gates.gates}
+        quota = gates["QuotaGate"]
+        assert set(quota.held) == set(self.control.flow.open)
+        for tenant, account in quota.quotas.accounts.items():
+            mine = [r for i, r in self.requests.items() if i in quota.held and r.tenant == tenant]
+            assert account.active == len(mine)
+            assert account.held == account.reserved - account.refunded - account.spent == 20 * len(mine)
+            assert account.held_kv == 20.0 * len(mine)
+            assert account.quota.concurrent is None or account.active <= account.quota.concurrent
+        for purse in gates["BudgetGate"].purses.values():
+            assert purse.budget.tokens is None or purse.spent + purse.held <= purse.budget.tokens
+            assert purse.active >= 0 <= purse.held and purse.spent_s >= 0.0 <= purse.spent_usd
+        for lane in self.control.lanes:
+            assert lane.gates is not None
+            prompts = lane.gates.gates[-1]
+            assert isinstance(prompts, TokenBudget) and prompts.queued == 10 * len(prompts.held) and prompts._sent <= set(prompts.held)
+
+    @invariant()
     def nobody_waits_in_vain(self) -> None:
         """Who could go now has gone (unless its own limit in time is over and the wake is still to come)."""
         if not hasattr(self, "control"):
@@ -273,6 +328,7 @@ class ControlMachine(RuleBasedStateMachine):
         counts = self.control.view().counts
         assert (counts.waiting, counts.active, counts.arrivals) == (0, 0, self.count)
         assert all(lane.admission.in_flight(lane.resource) == 0 for lane in self.control.lanes)
+        assert not any(getattr(gate, "held", None) for lane in self.control.lanes if lane.gates is not None for gate in lane.gates.gates)
 
 
 ControlMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None,

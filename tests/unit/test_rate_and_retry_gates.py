@@ -123,7 +123,7 @@ def test_LM_9_retries_are_a_share_of_originals_in_the_window() -> None:
     assert denied is not None and (denied.reason, denied.retriable) == ("retry_budget", False)
     assert not budget.allows(10.0), "the originals of 0.0 leave at 10.0, the retries stay until 13.0"
     assert [budget.allows(t) for t in (12.9, 13.0)] == [False, False]
-    for n in range(10):
+    for _ in range(10):
         budget.original(14.0)
     assert budget.may_retry(14.0) and not budget.may_retry(14.0)
 
