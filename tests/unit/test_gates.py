@@ -107,7 +107,7 @@ def test_a_gate_of_each_kind_at_most_and_bad_numbers_are_named() -> None:
         control_of(admission={"gates": [{"kind": "gcra"}, {"kind": "gcra"}]})
     with pytest.raises(Exception, match="expected a value > 0"):
         ControlSpec.model_validate({"admission": {"gates": [{"kind": "gcra", "rate_per_s": 0}]}})
-    with pytest.raises(Exception, match="an int"):
+    with pytest.raises(Exception, match="concurrent"):
         ControlSpec.model_validate({"tenants": {"a": {"quota": {"concurrent": 1.5}}}})
     assert issubclass(ConfigValueError, ConfigError)
 

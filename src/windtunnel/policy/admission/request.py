@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 from windtunnel.effects import Note
 from windtunnel.errors import ConfigValueError, PolicyClockError
@@ -11,7 +12,7 @@ from windtunnel.policy.admission.breaker import Breaker
 from windtunnel.policy.admission.denial import Denial, make_denial
 from windtunnel.policy.admission.limit import LimitFactory, Sample
 from windtunnel.policy.admission.notes import RequestNotes
-from windtunnel.policy.admission.resource import PressureSnapshot, Resource
+from windtunnel.policy.admission.resource import PressureSnapshot, Resource, ResourceKey
 from windtunnel.policy.param import check_number
 
 RELEASED_KEPT = 8192
@@ -23,7 +24,7 @@ class RequestLease:
     """The right to run one attempt. admitted_limit, effective_max, epoch: of the limit when it was granted."""
 
     lease_id: str
-    resource: str
+    resource: ResourceKey
     acquired_at: float
     admitted_limit: int
     effective_max: int
@@ -44,7 +45,7 @@ class RequestAdmission:
         self.generation = generation
         self.sequence = 0
         self._factory = limit_factory
-        self._resources: dict[str, Resource] = {}
+        self._resources: dict[ResourceKey, Resource] = {}
         self._active: dict[str, RequestLease] = {}
         self._released: dict[str, int] = {}  # lease id -> how many were released before it; the last 8192 and some older
         self._released_before: dict[str, int] = {}
@@ -55,7 +56,7 @@ class RequestAdmission:
         self._notes = RequestNotes() if "request" in wants else None
         self._diagnostics: dict[str, int] = {}
 
-    def register(self, resource: str, cap: int, now: float) -> None:
+    def register(self, resource: ResourceKey, cap: int, now: float) -> None:
         """Make a resource known; `cap` (>= 1) bounds its requests in flight. Again: as `set_cap`.
 
         Raises ConfigValueError for a bad cap, and for a limit that opens the breaker of an admission that has none.
@@ -71,7 +72,7 @@ class RequestAdmission:
         self.sequence += 1
         self._note("request_resource_registered", resource, now)
 
-    def set_cap(self, resource: str, cap: int, now: float) -> None:
+    def set_cap(self, resource: ResourceKey, cap: int, now: float) -> None:
         """A lowered cap lowers the limit at once; in flight may exceed it until released."""
         check_number("cap", cap, lo=1, whole=True)
         self._tick(now)
@@ -83,18 +84,19 @@ class RequestAdmission:
         self.sequence += 1
         self._note("request_effective_cap_changed", resource, now)
 
-    def shutdown(self, now: float) -> None:
-        """From now on nothing is admitted; leases that are out come back as ever."""
+    def shutdown(self, now: float) -> Sequence[Any]:
+        """From now on nothing is admitted; leases that are out come back as ever. Returns whose wait ends with it: here nobody's."""
         self._tick(now)
         self._shut = True
         self.sequence += 1
+        return ()
 
     def _tick(self, now: float) -> None:
         if now < self._now:
             raise PolicyClockError(f"admission was called with now={now!r} after {self._now!r}; time must not run backwards")
         self._now = now
 
-    def admissible(self, resource: str, now: float) -> bool:
+    def admissible(self, resource: ResourceKey, now: float) -> bool:
         """Would `try_acquire` grant? Changes nothing."""
         r = self._resources.get(resource)
         if r is None or self._shut:
@@ -105,26 +107,26 @@ class RequestAdmission:
             return False
         return self.breaker is None or self.breaker.admissible(now)
 
-    def why_not(self, resource: str, now: float) -> Denial:
+    def why_not(self, resource: ResourceKey, now: float) -> Denial:
         """The denial of a resource that is not admissible, in the order shutdown, unregistered, cool-down, capacity, breaker."""
         r = self._resources.get(resource)
         if self._shut:
-            return make_denial("request", "shutdown", resource=resource)
+            return make_denial("request", "shutdown", resource=str(resource))
         if r is None:
-            return make_denial("request", "hard_policy_denial", resource=resource)
+            return make_denial("request", "hard_policy_denial", resource=str(resource))
         if now < r.limit.blocked_until:
-            return make_denial("request", "cooldown", now=now, available_at=r.limit.blocked_until, resource=resource)
+            return make_denial("request", "cooldown", now=now, available_at=r.limit.blocked_until, resource=str(resource))
         if r.in_flight >= r.bound(now):
             rate_rps = r.rate.per_s(now)
-            return make_denial("request", "no_capacity", retry_after_s=1.0 / rate_rps if rate_rps else None, resource=resource)
+            return make_denial("request", "no_capacity", retry_after_s=1.0 / rate_rps if rate_rps else None, resource=str(resource))
         return self.breaker_denial(resource, now)
 
-    def breaker_denial(self, resource: str, now: float) -> Denial:
+    def breaker_denial(self, resource: ResourceKey, now: float) -> Denial:
         """The denial of an open breaker, whatever the limit says: for callers that would not even let the request wait."""
         at = None if self.breaker is None else self.breaker.opens_at(now)
-        return make_denial("request", "breaker_open", now=now, available_at=at, resource=resource)
+        return make_denial("request", "breaker_open", now=now, available_at=at, resource=str(resource))
 
-    def try_acquire(self, resource: str, now: float) -> RequestLease | Denial:
+    def try_acquire(self, resource: ResourceKey, now: float) -> RequestLease | Denial:
         """A lease, or why not."""
         if not self.admissible(resource, now):
             if now < self._now:
@@ -135,7 +137,7 @@ class RequestAdmission:
             return denial
         return self.grant(resource, now)
 
-    def grant(self, resource: str, now: float) -> RequestLease:
+    def grant(self, resource: ResourceKey, now: float) -> RequestLease:
         """A lease on a resource that `admissible` has just been true for; nothing is checked again."""
         if now < self._now:
             self._tick(now)
@@ -184,7 +186,7 @@ class RequestAdmission:
         if self.breaker is not None:
             self._tell_breaker(self.breaker, r, lease_id, outcome, now)
         if self._notes is not None:
-            self._notes.released(lease_id, lease.resource, outcome, change, r.gauges(now))
+            self._notes.released(lease_id, str(lease.resource), outcome, change, r.gauges(now))
         return "released"
 
     def _tell_breaker(self, breaker: Breaker, r: Resource, lease_id: str, outcome: str, now: float) -> None:
@@ -206,10 +208,10 @@ class RequestAdmission:
             reason = "duplicate"
         self._diagnostics[reason] = self._diagnostics.get(reason, 0) + 1
         if self._notes is not None:
-            self._notes.add("request_release_diagnostic", (lease.lease_id,), reason, {"resource": lease.resource})
+            self._notes.add("request_release_diagnostic", (lease.lease_id,), reason, {"resource": str(lease.resource)})
         return reason
 
-    def next_open(self, resource: str, now: float) -> float | None:
+    def next_open(self, resource: ResourceKey, now: float) -> float | None:
         """When time alone could make the resource admissible: end of the pause, next ramp step, the breaker's probe; None if it cannot."""
         r = self._resources[resource]
         limit = r.limit
@@ -228,22 +230,22 @@ class RequestAdmission:
             waits.append(step)
         return max(waits, default=None)
 
-    def in_flight(self, resource: str) -> int:
+    def in_flight(self, resource: ResourceKey) -> int:
         return self._resources[resource].in_flight
 
-    def completion_rate(self, resource: str, now: float) -> float | None:
+    def completion_rate(self, resource: ResourceKey, now: float) -> float | None:
         """Completions per second of the resource, weighted over 10 s; None while unknown."""
         return self._resources[resource].rate.per_s(now)
 
-    def snapshot(self, resource: str, now: float) -> PressureSnapshot:
+    def snapshot(self, resource: ResourceKey, now: float) -> PressureSnapshot:
         """A frozen picture of one resource. Changes nothing."""
         breaker = "none" if self.breaker is None else self.breaker.state(now)
         return self._resources[resource].snapshot(now, breaker, self.sequence, self._diagnostics)
 
-    def _note(self, kind: str, resource: str, now: float, reason: str = "", ids: tuple[str, ...] = ()) -> None:
+    def _note(self, kind: str, resource: ResourceKey, now: float, reason: str = "", ids: tuple[str, ...] = ()) -> None:
         if self._notes is not None:
             known = self._resources.get(resource)
-            self._notes.add(kind, ids, reason, {"resource": resource} if known is None else known.gauges(now))
+            self._notes.add(kind, ids, reason, {"resource": str(resource)} if known is None else known.gauges(now))
 
     def drain_notes(self) -> list[Note]:
         """Notes since the last call, in order; empty unless the request stream is wanted. At most the last 4096 are kept for it."""

@@ -1,22 +1,36 @@
-"""One resource of the admission: what is in flight, its ceiling, its limit, its rate; and the frozen picture of it."""
+"""One resource of the admission: its key, what is in flight, its ceiling, its limit, its rate; and the frozen picture of it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from windtunnel.policy.admission.completion_rate import CompletionRate
 from windtunnel.policy.admission.limit import Limit
 
 
+class RequestResourceKey(NamedTuple):
+    """What requests compete for: a domain of an endpoint (provider and model, by their canonical ids, never by an alias)."""
+
+    provider: str
+    model: str
+    domain: str = "chat"
+
+    def __str__(self) -> str:
+        return f"{self.provider}/{self.model}/{self.domain}"
+
+
+ResourceKey = str | RequestResourceKey
+
+
 @dataclass(frozen=True, slots=True)
 class PressureSnapshot:
     """One resource at `captured_at` (run s). limit: in force; effective_max: its ceiling; sequence: grows with every change of any
-    resource; waiters: always 0, requests wait in the lane's queue; release_diagnostics: wrong releases by reason."""
+    resource; waiters: in the admission itself, 0 where requests wait in a lane's queue; release_diagnostics: wrong releases by reason."""
 
     captured_at: float
-    resource: str
+    resource: ResourceKey
     effective_max: int
     limit: int
     in_flight: int
@@ -34,12 +48,13 @@ class PressureSnapshot:
 
 
 class Resource:
-    """limit_at: the limit in force at a run second, for a limit that ramps up; None for one whose `limit` says it all."""
+    """limit_at: the limit in force at a run second, for a limit that ramps up; None for one whose `limit` says it all.
+    waiting: requests that wait for it in the admission."""
 
-    __slots__ = ("cap", "in_flight", "last_outcome", "limit", "limit_at", "name", "rate", "used")
+    __slots__ = ("cap", "in_flight", "last_outcome", "limit", "limit_at", "name", "rate", "used", "waiting")
 
-    def __init__(self, name: str, cap: int, limit: Limit) -> None:
-        self.name, self.cap, self.limit, self.in_flight, self.used = name, cap, limit, 0, False
+    def __init__(self, name: ResourceKey, cap: int, limit: Limit) -> None:
+        self.name, self.cap, self.limit, self.in_flight, self.used, self.waiting = name, cap, limit, 0, False, 0
         self.last_outcome: str | None = None
         self.rate = CompletionRate()
         self.limit_at: Callable[[float], int] | None = getattr(limit, "limit_at", None) if getattr(limit, "ramps", False) else None
@@ -67,7 +82,7 @@ class Resource:
 
     def gauges(self, now: float) -> dict[str, Any]:
         """The numbers that a note carries, as plain data."""
-        return {"resource": self.name, "effective_max": self.cap, "limit": self.bound(now), "in_flight": self.in_flight,
+        return {"resource": str(self.name), "effective_max": self.cap, "limit": self.bound(now), "in_flight": self.in_flight,
                 "blocked_until": self._blocked_until()}
 
     def snapshot(self, now: float, breaker: str, sequence: int, diagnostics: Mapping[str, int]) -> PressureSnapshot:
@@ -76,5 +91,5 @@ class Resource:
         return PressureSnapshot(
             now, self.name, self.cap, self.bound(now), self.in_flight, self._blocked_until(), max(0.0, limit.blocked_until - now),
             getattr(limit, "ceiling", None), getattr(limit, "consecutive_rate_limits", 0), getattr(limit, "starved", False),
-            self.last_outcome, breaker, sequence, 0, dict(diagnostics), self.rate.per_s(now),
+            self.last_outcome, breaker, sequence, self.waiting, dict(diagnostics), self.rate.per_s(now),
         )
