@@ -43,8 +43,8 @@ def clean() -> Any:
 def test_RG_1_the_kinds_of_this_version() -> None:
     assert set(registry.kinds("queue")) >= {"fifo", "fair", "classes", "edf", "lifo", "vtc", "dlpm"}
     assert list(registry.wrappers("queue")) == ["bounded", "deadline_drop", "codel"]
-    assert set(registry.kinds("admission.limit")) >= {"none", "fixed", "aimd"}
-    assert set(registry.kinds("admission.gates")) >= {"breaker"}
+    assert set(registry.kinds("admission.limit")) >= {"none", "fixed", "aimd", "aimd_netflix", "vegas", "gradient2", "envoy_gradient"}
+    assert set(registry.kinds("admission.gates")) >= {"breaker", "gcra", "retry_budget", "bands", "throttle", "token_budget"}
     assert set(registry.kinds("routing")) >= {"least_outstanding", "round_robin", "random", "power_of_two"}
     assert set(registry.kinds("planner")) >= {"rate"}
     assert registry.wrappers("no.such.section") == {}
