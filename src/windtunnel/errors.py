@@ -5,6 +5,7 @@ WindtunnelError                       .message .hint .where                     
 ├─ ConfigError                        the user's file, option or set-up           2
 │  ├─ ConfigValueError ConfigUnknownKeyError ConfigFileError ConfigImportError ConfigMetricError
 │  ├─ ConfigInfeasibleError ConfigNeedsError ConfigUnknownModelError ConfigTableMissError
+│  ├─ ConfigSchedulingError ConfigPipelineError
 │  ├─ PlannerConfigError
 │  └─ ExtraMissingError               which extra to install
 ├─ TraceError: TraceFormatError TraceRowError TraceEmptyError                     3
@@ -108,6 +109,18 @@ class ConfigUnknownModelError(ConfigError):
 
 class ConfigTableMissError(ConfigError):
     """A measured table has no entry for what was asked."""
+
+
+class ConfigSchedulingError(ConfigError):
+    """Scheduling metadata of a pipeline's column that mean nothing. code: invalid_kind, invalid_identity or invalid_weight."""
+
+    def __init__(self, code: str, message: str, *, where: str = "", hint: str = "") -> None:
+        self.code = code
+        super().__init__(message, where=where, hint=hint)
+
+
+class ConfigPipelineError(ConfigError):
+    """A pipeline whose columns or row groups do not fit together: a cycle, an unknown column, a wrong size."""
 
 
 class PlannerConfigError(ConfigError):

@@ -66,6 +66,7 @@ class FairTaskQueue:
         self._order = Order()
         self._where: dict[str, ActiveGroup] = {}
         self._heads = HeadCounts()
+        self.head_counts = self._heads.counts
         self._deadlines = Deadlines()
         self._now = float("-inf")
 
@@ -229,6 +230,11 @@ class FairTaskQueue:
         for item in doomed:
             self.discard(item.id, now)
         return tuple(doomed)
+
+    def head_share(self, key: str) -> tuple[ResourceVector, float] | None:
+        """What a group's head asks for, and the group's weight; None if nothing of it waits."""
+        active = self._active.get(key)
+        return None if active is None else (active.head.resources, active.group.weight)
 
     def finish_tag(self, key: str) -> float | None:
         """A group's finish tag; None before its first commit, or when it was forgotten."""

@@ -121,6 +121,16 @@ class QueueView:
     def head_by_group(self) -> Mapping[str, QueueItem]:
         return {key: next(iter(line.values())) for key, line in self._current().lines().items()}
 
+    def head_share(self, key: str) -> tuple[ResourceVector, float] | None:
+        """What one group's head asks for, and the group's weight; O(1) where the queue can say it."""
+        queue = self._current()
+        direct = getattr(queue, "head_share", None)
+        if direct is not None:
+            share: tuple[ResourceVector, float] | None = direct(key)
+            return share
+        head = self.head_by_group.get(key)
+        return None if head is None else (head.resources, head.group.weight)
+
     @property
     def demand_by_resource(self) -> Mapping[str, int]:
         """Resource amounts that all waiting items ask for. O(items)."""
@@ -130,6 +140,16 @@ class QueueView:
     def heads_by_shape(self) -> Mapping[ResourceVector, HeadStats]:
         """O(distinct resource vectors), not O(groups)."""
         return self._current().heads_by_shape()
+
+    @property
+    def head_counts(self) -> Mapping[ResourceVector, Mapping[float, int]]:
+        """Groups per shape and weight as the queue keeps them: nothing is copied; valid until the queue changes."""
+        queue = self._current()
+        counts = getattr(queue, "head_counts", None)
+        if counts is None:
+            return {shape: stats.groups_by_weight for shape, stats in queue.heads_by_shape().items()}
+        kept: Mapping[ResourceVector, Mapping[float, int]] = counts
+        return kept
 
     def freeze(self) -> dict[str, Any]:
         """All fields as one plain dict, for figures: it stays readable when the queue moves on."""
