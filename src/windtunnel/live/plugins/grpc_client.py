@@ -1,0 +1,81 @@
+"""A planner plugin in another process, asked over gRPC."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import grpc
+
+from windtunnel.errors import (
+    PluginCallError,
+    PluginConnectionError,
+    PluginRaisedError,
+    PluginSerializationError,
+    PluginTimeoutError,
+    PluginUnknownMethodError,
+)
+from windtunnel.live.plugins import planner_pb2 as pb
+from windtunnel.live.plugins import planner_pb2_grpc as rpc
+from windtunnel.live.plugins.bridge import from_proto, to_proto
+from windtunnel.live.plugins.endpoint import Tls, channel_to, check_endpoint
+from windtunnel.policy.planning.contract import PredictResponse, Stage, StageRequest, StageResponse, TrafficMetrics
+
+CODES: Mapping[grpc.StatusCode, type[PluginCallError]] = {
+    grpc.StatusCode.DEADLINE_EXCEEDED: PluginTimeoutError,
+    grpc.StatusCode.UNAVAILABLE: PluginConnectionError,
+    grpc.StatusCode.CANCELLED: PluginConnectionError,
+    grpc.StatusCode.UNIMPLEMENTED: PluginUnknownMethodError,
+    grpc.StatusCode.INTERNAL: PluginSerializationError,
+    grpc.StatusCode.DATA_LOSS: PluginSerializationError,
+    grpc.StatusCode.INVALID_ARGUMENT: PluginSerializationError,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: PluginSerializationError,
+}
+METHODS = {Stage.PREDICT: "Predict", Stage.PROPOSE: "Propose", Stage.RECONCILE: "Reconcile", Stage.CONSTRAIN: "Constrain"}
+
+
+class GrpcPlugin:
+    """A client of one plugin; the connection is made at the first call, on the loop of that call.
+
+    token: sent as metadata `authorization`. Raises PlannerConfigError for a bad endpoint, or plaintext that is not allowed.
+    """
+
+    def __init__(self, endpoint: str, *, token: str | None = None, tls: Tls | None = None, allow_insecure: bool = False,
+                 **channel: Any) -> None:
+        check_endpoint(endpoint, allow_insecure=allow_insecure)
+        self.endpoint = endpoint
+        self._how = {"tls": tls, "allow_insecure": allow_insecure, **channel}
+        self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
+        self._channel: grpc.aio.Channel | None = None
+        self._stub: Any = None
+
+    async def call(self, stage: Stage, request: StageRequest, timeout_s: float) -> StageResponse | PredictResponse:
+        """Ask the plugin's method of a stage. Raises PluginCallError's children, as the plugin in process would cause them."""
+        answer = await self._ask(METHODS[stage], to_proto(request), timeout_s)
+        response: StageResponse | PredictResponse = from_proto(answer)
+        return response
+
+    async def bootstrap(self, history: Sequence[TrafficMetrics], window_s: float, hints: Mapping[str, str], timeout_s: float = 5.0) -> bool:
+        """Hand over the past; False if the plugin says that it could not use it."""
+        request = pb.BootstrapRequest(history=[to_proto(w) for w in history], window_s=window_s, hints=dict(hints))  # type: ignore[misc]
+        return bool((await self._ask("Bootstrap", request, timeout_s)).ok)
+
+    async def reset(self, reason: str, timeout_s: float = 5.0) -> bool:
+        """Ask the plugin to forget what it has learnt."""
+        return bool((await self._ask("Reset", pb.ResetRequest(reason=reason), timeout_s)).ok)
+
+    async def aclose(self) -> None:
+        """Close the connection; a later call makes a new one."""
+        channel, self._channel, self._stub = self._channel, None, None
+        if channel is not None:
+            await channel.close()
+
+    async def _ask(self, method: str, request: Any, timeout_s: float) -> Any:
+        if self._stub is None:
+            self._channel = channel_to(self.endpoint, **self._how)
+            self._stub = rpc.PlannerPluginStub(self._channel)
+        try:
+            return await getattr(self._stub, method)(request, timeout=timeout_s, metadata=self._metadata)
+        except grpc.aio.AioRpcError as error:
+            kind = CODES.get(error.code(), PluginRaisedError)
+            raise kind(f"{self.endpoint} {method}: {error.details() or error.code().name.lower()}") from None
