@@ -13,6 +13,7 @@ from windtunnel.effects import Close, Reject
 from windtunnel.events import Event, Request
 from windtunnel.lab import locate
 from windtunnel.lab.dist_spec import build_dist
+from windtunnel.lab.pipeline_spec import PipelineSpec
 from windtunnel.lab.source_spec import ArrivalsSpec, MixSpec, TraceSpec
 from windtunnel.sources.arrivals import ArrivalSource
 from windtunnel.sources.mix import Mix
@@ -37,7 +38,13 @@ class Setting:
 
 def source_of(spec: Any, setting: Setting) -> Source:
     """A fresh source that ends at the setting's duration."""
-    made: Source = Mix([_one(s, setting) for s in spec.sources]) if isinstance(spec, MixSpec) else _one(spec, setting)
+    return Mix([_bounded(s, setting) for s in spec.sources]) if isinstance(spec, MixSpec) else _bounded(spec, setting)
+
+
+def _bounded(spec: Any, setting: Setting) -> Source:
+    if isinstance(spec, PipelineSpec):  # it gives up what is left by itself, and must be told of the ends until then
+        return spec.build(setting.base, seed=setting.seed, replication=setting.replication, stop_at_s=setting.duration_s, live=setting.live)
+    made = _one(spec, setting)
     return made if setting.duration_s is None else Until(made, setting.duration_s)
 
 

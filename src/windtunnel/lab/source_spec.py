@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from windtunnel.lab.dist_spec import DistSpec
 from windtunnel.lab.kinds import Spec, spec_of
 from windtunnel.lab.op_spec import OpSpec
+from windtunnel.lab.pipeline_spec import PipelineSpec
 from windtunnel.sources.arrivals import FixedSchedule, RequestRate
 
 Shares = dict[str, Annotated[float, Field(ge=0)]]
@@ -59,7 +60,7 @@ class ArrivalsSpec(spec_of(RequestRate)):  # type: ignore[misc]
         return shares
 
 
-PlainSource = Annotated[TraceSpec | ArrivalsSpec, Field(discriminator="kind")]
+PlainSource = Annotated[TraceSpec | ArrivalsSpec | PipelineSpec, Field(discriminator="kind")]
 
 
 class MixSpec(Spec):
@@ -77,7 +78,7 @@ class MixSpec(Spec):
         return self
 
 
-SourceSpec = Annotated[TraceSpec | ArrivalsSpec | MixSpec, Field(discriminator="kind")]
+SourceSpec = Annotated[TraceSpec | ArrivalsSpec | PipelineSpec | MixSpec, Field(discriminator="kind")]
 
 
 def is_endless(spec: Any) -> bool:
