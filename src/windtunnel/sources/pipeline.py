@@ -270,15 +270,18 @@ class PipelineSource:
     # -- results --------------------------------------------------------------------------------------------------------------------------
 
     def output_hashes(self) -> dict[str, str]:
-        """SHA-256 per column over its finished cells in stable order: what was asked for and how much came back, never times or ids."""
+        """SHA-256 per column over its cells in stable order and the columns it needs: what was asked and how much came, never times or ids."""
         tracker = self.scheduler.tracker
-        hashes = {name: hashlib.sha256() for name in tracker.graph.order}
+        cells: dict[str, list[bytes]] = {name: [] for name in tracker.graph.order}
         for task in sorted(self._values, key=tracker.position):
             row = task.row_index
-            if row is not None and tracker.dropped(task.row_group)[row]:
-                continue
-            hashes[task.column].update(f"{task.row_group}/{row}:".encode() + self._values[task])
-        return {name: h.hexdigest() for name, h in hashes.items()}
+            if row is None or not tracker.dropped(task.row_group)[row]:
+                cells[task.column].append(f"{task.row_group}/{row}:".encode() + self._values[task])
+        made: dict[str, bytes] = {}
+        for name in tracker.graph.order:  # what a column is made of counts, too
+            upstreams = [made[u] for u in tracker.graph.columns[name].upstreams]
+            made[name] = hashlib.sha256(b"\0".join([name.encode("utf-8", "surrogatepass"), *upstreams, *cells[name]])).digest()
+        return {name: digest.hex() for name, digest in made.items()}
 
 
 def metadata_of(program: Program, weights: Mapping[str, float]) -> SchedulingMetadata:

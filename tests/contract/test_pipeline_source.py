@@ -1,0 +1,201 @@
+"""Pipelines in both worlds: the same rows, the same outputs, everything given back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from windtunnel.effects import Close, Reject, WakeAt
+from windtunnel.errors import ConfigError, ConfigPipelineError, ConfigValueError
+from windtunnel.events import Arrived, Cancelled, Finished, Woke
+from windtunnel.lab.scenario import Scenario
+from windtunnel.lab.worlds import Live
+from windtunnel.live.fake_server import FakeEngine, FakeScript
+from windtunnel.live.fleet import LiveFleet
+from windtunnel.live.gate import Caps
+from windtunnel.policy.admission.denial import make_denial
+from windtunnel.policy.tasks.graph import Column
+from windtunnel.policy.tasks.scheduler import TaskSchedulerConfig
+from windtunnel.sources.pipeline import PipelineSource, Program
+
+SIM = Path(__file__).parents[2] / "sims" / "data-pipeline.yaml"
+SMALL = """
+windtunnel: 1
+name: tiny-pipeline
+seed: 4
+fleet:
+  pools:
+    large: {model: Llama-3.1-70B, gpu: h100_sxm, tp: 4}
+    small: {model: Llama-3.1-8B, gpu: h100_sxm}
+source:
+  kind: mix
+  sources:
+    - {kind: arrivals, name: chat, model: Llama-3.1-8B, rate_rps: 20, count: 10, input_tokens: 30, output_tokens: 5}
+    - kind: pipeline
+      rows: 9
+      buffer_size: 4
+      max_in_flight_tasks: 4
+      max_parallel_requests: {Llama-3.1-70B: 3}
+      columns:
+        seed: {strategy: full_column, local_s: 0.02}
+        question: {needs: [seed], model: Llama-3.1-70B, input_tokens: 20, output_tokens: {kind: uniform, lo: 3, hi: 9}}
+        labels: {needs: [question], model: Llama-3.1-8B, requests: 3, parallel: true, input_tokens: 15, output_tokens: 2}
+        judge: {needs: [question, labels], model: Llama-3.1-70B, requests: 2, input_tokens: 25, output_tokens: 3, local_s: 0.001}
+        check: {needs: [judge], strategy: full_column, model: Llama-3.1-8B, requests: 0}
+control:
+  queue: {kind: fair}
+  admission: {limit: {kind: fixed, limit: 8}}
+compare:
+  strict: {source.sources.1.sharing: {kind: strict}}
+"""
+
+
+def simulated(scenario: Scenario) -> tuple[PipelineSource, Any]:
+    world, control, source = scenario.build(check=True)
+    run = world.run(control, source)
+    return source.sources[1], run  # type: ignore[attr-defined]
+
+
+def assert_given_back(source: PipelineSource) -> None:
+    s = source.scheduler
+    assert (len(s.admission.active), len(s.queue), len(s.deferred), len(s.running)) == (0, 0, 0, 0)
+    assert not source._work and not source._owner and source.done()
+
+
+def flown(scenario: Scenario) -> tuple[PipelineSource, Any]:
+    names = ("Llama-3.1-70B", "Llama-3.1-8B")
+    scripts = [FakeScript(ttft_s=0.002, itl_s=0.0005, slots=8, model=name) for name in names]
+    with FakeEngine(scripts[0]) as large, FakeEngine(scripts[1]) as small:
+        pools = {"large": {"engine": "vllm", "model": names[0], "urls": [large.url], "slots": 8},
+                 "small": {"engine": "vllm", "model": names[1], "urls": [small.url], "slots": 8}}
+        fleet = LiveFleet.of({"name": "pipe", "pools": pools})
+        control = scenario.build_control(pools=fleet.pool_facts(), wants=Live.wants)
+        source = scenario.build_source(live=True)
+        run = Live(fleet, "armed", phrase="ARM pipe", caps=Caps(max_in_flight=64)).run(control, source, name="pipe-test")
+    return source.sources[1], run  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("variant", [None, "strict"])
+def test_TS_6_equal_outputs_in_simulation_and_against_engines(variant: str | None) -> None:
+    scenario = Scenario.load(SMALL, variant=variant)
+    in_sim, run = simulated(scenario)
+    live, live_run = flown(scenario)
+    for source in (in_sim, live):
+        assert source.result is not None and source.result.status == "completed"
+        assert source.result.tasks_completed == 3 * 2 + 9 * 3 and source.result.rows_dropped == 0
+        assert_given_back(source)
+    assert in_sim.output_hashes() == live.output_hashes() and len(set(in_sim.output_hashes().values())) == 5
+    assert len(run.requests) == len(live_run.requests) == 10 + 9 * (1 + 3 + 2)
+    assert set(run.requests.outcome) == set(live_run.requests.outcome) == {"success"}
+    assert run.meta.complete and live_run.meta.complete
+
+
+def test_BM_dynamic_requests_no_one_and_many_calls_and_no_hidden_waiters() -> None:
+    source, run = simulated(Scenario.load(SMALL))
+    by_column: dict[str, set[int]] = {}
+    timeline = source.scheduler.timeline or []
+    for row in timeline:
+        by_column.setdefault(row["column"], set()).add(len(source.request_ids[row["task_lease_id"]]))
+        assert row["task_lease_acquired_at"] <= row["worker_spawned_at"]
+    assert by_column == {"seed": {0}, "question": {1}, "labels": {3}, "judge": {2}, "check": {0}}
+    assert sum(len(ids) for ids in source.request_ids.values()) == len(run.requests) - 10
+
+
+def test_the_bundled_scenario_runs_and_borrowing_gives_labels_their_turn() -> None:
+    waits = {}
+    for variant in (None, "strict"):
+        source, run = simulated(Scenario.load(SIM, variant=variant))
+        assert source.result is not None and source.result.tasks_completed == 774 and run.meta.complete
+        assert_given_back(source)
+        rows = [r for r in source.scheduler.timeline or () if r["column"] == "labels"]
+        waits[variant] = sum(r["selected_at"] - r["ready_enqueued_at"] for r in rows) / len(rows)
+    assert waits[None] < 0.1 * waits["strict"]
+
+
+def test_TS_15_the_end_of_the_planned_time_gives_everything_back() -> None:
+    source, run = simulated(Scenario.load(SIM, overrides=["duration_s=20"]))
+    assert source.result is not None and source.result.status == "shutdown"
+    assert 0 < source.result.tasks_completed < 774
+    assert_given_back(source)
+    assert set(run.requests.outcome) <= {"success", "local_cancelled"}
+
+
+@pytest.mark.parametrize(("line", "with_", "what"), [
+    ("needs: [seed]", "needs: [nobody]", "nobody"), ("needs: [seed]", "needs: [judge]", "circle"),
+    ("{Llama-3.1-70B: 3}", "{gpt: 3}", "gpt"), ("rows: 9", "rows: 0", "rows"), ("buffer_size: 4", "sharing: {kind: half}", "sharing"),
+])
+def test_bad_pipelines_are_refused(line: str, with_: str, what: str) -> None:
+    with pytest.raises(ConfigError, match=what):
+        Scenario.load(SMALL.replace(line, with_, 1))
+
+
+def one(requests: int = 1, rows: int = 1, parallel: bool = False, weights: Any = None) -> PipelineSource:
+    return PipelineSource([Program(Column("a"), "m", requests, parallel, 10, 5)], rows, TaskSchedulerConfig(), notes=True,
+                          parallel=weights)
+
+
+def sent(asks: Any) -> list[str]:
+    return [a.request.id for a in asks if isinstance(a, Arrived)]
+
+
+def done(request_id: str) -> Finished:
+    return Finished(request_id, 1, "r0", 5)
+
+
+def test_sequential_and_parallel_programs() -> None:
+    source = one(requests=3)
+    assert sent(source.start(0.0)) == ["pipeline-1"] and sent(source.handle(done("pipeline-1"), 1.0)) == ["pipeline-2"]
+    assert sent(source.handle(done("pipeline-2"), 2.0)) == ["pipeline-3"] and not source.done()
+    assert source.handle(done("pipeline-3"), 3.0) == [] and source.done()
+    both = one(requests=3, parallel=True)
+    assert len(sent(both.start(0.0))) == 3
+    for n in (3, 1, 2):
+        both.handle(done(f"pipeline-{n}"), float(n == 2))
+    assert both.output_hashes() == source.output_hashes(), "values do not depend on the order of ends"
+
+
+def test_a_refused_request_defers_its_task_for_the_time_it_was_told() -> None:
+    source = one(requests=2, parallel=True)
+    source.start(0.0)
+    asks = source.handle(Close("pipeline-1", "failed", "rate_limited", "http_429", 3.0), 1.0)
+    assert asks == [Cancelled("pipeline-2", None, "sibling_failed")]
+    asks = source.handle(Close("pipeline-2", "cancelled", "local_cancelled", "cancelled"), 1.5)
+    assert asks == [WakeAt(4.5, "tasks")]
+    assert sent(source.handle(Woke("tasks"), 4.5)) == ["pipeline-3", "pipeline-4"]
+    for n in (3, 4):
+        source.handle(done(f"pipeline-{n}"), 5.0)
+    assert source.result is not None and (source.result.retries, source.result.rows_dropped) == (1, 0)
+    assert_given_back(source)
+
+
+@pytest.mark.parametrize(("end", "retried"), [
+    (Reject("pipeline-1", make_denial("queue", "queue_timeout"), "timed_out", "rate_limited"), True),
+    (Reject("pipeline-1", make_denial("queue", "queue_full"), "rejected", "rate_limited"), True),
+    (Close("pipeline-1", "failed", "provider_failure", "http_500"), True),
+    (Close("pipeline-1", "failed", "unexpected_exception", "invalid_request"), False),
+])
+def test_TS_12_ends_of_requests(end: Any, retried: bool) -> None:
+    source = one()
+    source.start(0.0)
+    source.handle(end, 1.0)
+    assert source.done() != retried
+    assert len(source.scheduler.deferred) == retried
+
+
+def test_late_ends_and_unknown_ones_are_harmless() -> None:
+    source = one()
+    source.start(0.0)
+    assert source.handle(done("somebody-else"), 0.5) == []
+    source.handle(done("pipeline-1"), 1.0)
+    assert source.handle(done("pipeline-1"), 2.0) == [] and source.done()
+
+
+def test_bad_arguments() -> None:
+    with pytest.raises(ConfigValueError):
+        one(rows=0)
+    with pytest.raises(ConfigValueError):
+        Program(Column("a"), "m", -1)
+    with pytest.raises(ConfigPipelineError):
+        one(weights={"other": 3})
