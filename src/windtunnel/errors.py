@@ -233,7 +233,11 @@ class PolicyStaleViewError(PolicyError):
 
 
 class PolicyDeniedError(PolicyError):
-    """Raised by blocking helpers only; inside policies a denial is a value."""
+    """Raised by helpers that wait, only; inside policies a denial is a value. denial: that value."""
+
+    def __init__(self, message: str, *, denial: object = None) -> None:
+        self.denial = denial
+        super().__init__(message)
 
 
 class ModelStepTimeError(PolicyError):
