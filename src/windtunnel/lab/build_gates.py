@@ -21,8 +21,7 @@ Context = Callable[[str], BuildContext]
 def shared_gates(spec: ControlSpec, context: Context) -> dict[str, Gate]:
     """The gates that all lanes pass together, by kind: quotas and budgets of the tenants, the rate, the retry budget."""
     gates: dict[str, Gate] = {}
-    quotas = {name: tenant.quota.config() for name, tenant in spec.tenants.items() if tenant.quota is not None}
-    budgets = {name: tenant.budget.config() for name, tenant in spec.tenants.items() if tenant.budget is not None}
+    quotas, budgets = _of_tenants(spec, "quota"), _of_tenants(spec, "budget")
     if quotas:
         gates["quota"] = QuotaGate(quotas)
     if budgets:
@@ -31,6 +30,12 @@ def shared_gates(spec: ControlSpec, context: Context) -> dict[str, Gate]:
         if kind in FOR_ALL_LANES:
             gates[kind] = block.config().build(context(kind))
     return gates
+
+
+def _of_tenants(spec: ControlSpec, part: str) -> dict[str, Any]:
+    """The tenants' configs of one kind, where they have one."""
+    blocks = {name: getattr(tenant, part) for name, tenant in spec.tenants.items()}
+    return {name: block.config() for name, block in blocks.items() if block is not None}
 
 
 def lane_breaker(spec: ControlSpec, context: Context) -> Breaker | None:

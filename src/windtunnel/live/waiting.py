@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -108,7 +108,7 @@ class WaitingRoom:
             self._tell(self.admission.drain(self.clock.now()))
         self._arm(self.admission.next_deadline() if self._waiting else None)
 
-    def _tell(self, answers: list[Granted | Expired]) -> None:
+    def _tell(self, answers: Sequence[Granted | Expired]) -> None:
         for answer in answers:
             future = self._waiting.pop(answer.waiter_id, None)
             if future is not None and not future.done():

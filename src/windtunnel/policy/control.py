@@ -206,6 +206,10 @@ class Control:
         """Requests waiting in all lanes."""
         return sum(len(lane.queue) for lane in self.lanes)
 
+    def admitted_tokens(self) -> dict[tuple[str, int], int]:
+        """Input + expected output tokens of all requests that were ever dispatched, by tenant and class; each only grows."""
+        return {who: tally.admitted_tokens for who, tally in self.flow.tallies.items()}
+
     def view(self) -> View:
         """A frozen snapshot: O(open requests + lanes + replicas)."""
         return snapshot.view_of(self, self._armed, self._now)

@@ -27,8 +27,11 @@ class Endings(Book):
         if opened.lane.gates is not None:
             self._settle(opened, "success", event.input_tokens, event.output_tokens)
         if opened.state != CLOSING:
-            opened.tally.active -= 1
-            opened.tally.completed += 1
+            tally, deadline_s = opened.tally, opened.request.deadline_s
+            tally.active -= 1
+            tally.completed += 1
+            if deadline_s is not None and self.now <= deadline_s:
+                tally.deadlines_met += 1
 
     def failed(self, event: Failed) -> None:
         opened = self.open.get(event.request_id)

@@ -35,6 +35,8 @@ class Flow(Expiry):
         tally.arrivals += 1
         lane = self._only if self._only is not None and request.pool is None else self._lane_of(request)
         if lane is None or self.stopped or lane.guarded or lane.unready_since_s is not None or request.deadline_s is not None:
+            if request.deadline_s is not None:
+                tally.deadlines += 1
             denial = self._intake(request, lane)
             if denial is not None or lane is None:
                 tally.rejected += 1
@@ -141,7 +143,9 @@ class Flow(Expiry):
             if (gates := opened.lane.gates) is not None:
                 gates.dispatched(request, now - opened.item.arrived_at, now)
         opened.lane.router.sent(request, choice, now)
-        self.fleet.sent(request, replica, now, dispatch)
+        charge = self.fleet.sent(request, replica, now, dispatch)
+        if dispatch == 1:
+            opened.tally.admitted_tokens += charge
         self.out.append(fx.Dispatch(request, dispatch, replica, lease.lease_id, choice.reason, choice.prefill, choice.epoch,
                                      choice.matched_blocks, choice.score))
         if self._watches:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from windtunnel.errors import PolicyError
 from windtunnel.policy.open_request import CLOSING, WAITING, OpenRequest
-from windtunnel.policy.view import Counts, LaneView, View
+from windtunnel.policy.view import Counts, Deadlines, LaneView, View
 
 if TYPE_CHECKING:
     from windtunnel.policy.control import Control
@@ -33,7 +33,19 @@ def view_of(control: Control, wakes: Mapping[str, float], now: float) -> View:
     return View(
         now, control.seq, reduce(add, counts.values(), Counts()), by_class, top, tuple(_lane(lane, waiting, now) for lane in control.lanes),
         control.fleet.view(now), control.planner.view() if control.planner else None, dict(wakes), control.late_events,
+        _deadlines(control),
     )
+
+
+def _deadlines(control: Control) -> dict[int, Deadlines]:
+    """By class; a request that is open is not decided."""
+    undecided = Counter(o.request.priority for o in control.flow.open.values() if o.request.deadline_s is not None and o.state != CLOSING)
+    ended: Counter[int] = Counter()
+    met: Counter[int] = Counter()
+    for (_, priority), tally in control.flow.tallies.items():
+        ended[priority] += tally.deadlines
+        met[priority] += tally.deadlines_met
+    return {priority: Deadlines(n - undecided[priority], met[priority]) for priority, n in ended.items() if n > undecided[priority]}
 
 
 def _lane(lane: Lane, waiting: list[OpenRequest], now: float) -> LaneView:

@@ -17,12 +17,14 @@ class Tally:
     arrivals = admitted + rejected + timed_out + abandoned + waiting, and admitted = completed + failed + cancelled + active.
     """
 
-    __slots__ = ("abandoned", "active", "arrivals", "cancelled", "completed", "evicted", "failed", "rejected", "timed_out", "waiting")
+    __slots__ = ("abandoned", "active", "admitted_tokens", "arrivals", "cancelled", "completed", "deadlines", "deadlines_met", "evicted",
+                 "failed", "rejected", "timed_out", "waiting")
 
     def __init__(self) -> None:
         self.arrivals = self.waiting = self.active = 0
         self.completed = self.failed = self.cancelled = 0
         self.rejected = self.timed_out = self.abandoned = self.evicted = 0
+        self.deadlines = self.deadlines_met = self.admitted_tokens = 0
 
     def counts(self) -> Counts:
         """A frozen copy."""
@@ -58,6 +60,19 @@ class Counts:
 
 
 @dataclass(frozen=True, slots=True)
+class Deadlines:
+    """Requests with a deadline that have ended, and those of them that were completed by then."""
+
+    ended: int = 0
+    met: int = 0
+
+    @property
+    def met_ratio(self) -> float | None:
+        """None before the first has ended."""
+        return self.met / self.ended if self.ended else None
+
+
+@dataclass(frozen=True, slots=True)
 class LaneView:
     """One lane: who waits and since when (s), and the state of its limit."""
 
@@ -71,7 +86,7 @@ class LaneView:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What a `Control` knew at `now` (run seconds), after `seq` events."""
+    """What a `Control` knew at `now` (run seconds), after `seq` events. by_class, deadlines: by priority class."""
 
     now: float
     seq: int
@@ -83,3 +98,4 @@ class View:
     planner: Mapping[str, Any] | None = None
     wakes: Mapping[str, float] = field(default_factory=dict)
     late_events: int = 0
+    deadlines: Mapping[int, Deadlines] = field(default_factory=dict)

@@ -36,11 +36,20 @@ class Gate(Protocol):
     def refusal(self, request: Request, now: float) -> Denial | None:
         return None
 
-    def take(self, request: Request, now: float) -> None: ...
-    def give_back(self, request: Request, now: float) -> None: ...
-    def settle(self, request: Request, used: Used, now: float) -> None: ...
-    def dispatched(self, request: Request, wait_s: float, now: float) -> None: ...
-    def first_token(self, request: Request, now: float) -> None: ...
+    def take(self, request: Request, now: float) -> None:
+        return None
+
+    def give_back(self, request: Request, now: float) -> None:
+        return None
+
+    def settle(self, request: Request, used: Used, now: float) -> None:
+        return None
+
+    def dispatched(self, request: Request, wait_s: float, now: float) -> None:
+        return None
+
+    def first_token(self, request: Request, now: float) -> None:
+        return None
 
     def may_retry(self, now: float) -> bool:
         return True

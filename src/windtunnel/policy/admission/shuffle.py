@@ -32,6 +32,6 @@ def chance_covered(heavy: int, queues: int = 64, size: int = 8) -> float:
     """Probability that `heavy` flows together hold every queue of a light flow's hand (by inclusion and exclusion)."""
     check_number("heavy", heavy, lo=0, whole=True)
     check_number("size", size, lo=1, hi=queues, whole=True)
-    hands = comb(queues, size) ** heavy
-    ways = sum((-1) ** j * comb(size, j) * comb(queues - j, size) ** heavy for j in range(size + 1))  # exact: terms all but cancel
+    hands: int = comb(queues, size) ** heavy
+    ways: int = sum((-1) ** j * comb(size, j) * comb(queues - j, size) ** heavy for j in range(size + 1))  # exact: terms all but cancel
     return ways / hands
