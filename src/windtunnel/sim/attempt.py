@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from windtunnel.events import fact
 
-WAITING, RUNNING, GONE = 0, 1, 2
+# INBOUND: on its way through the host; SWAPPED: its KV is in host memory; MOVING: its KV comes back, or is on its way from or to another engine.
+WAITING, RUNNING, GONE, INBOUND, SWAPPED, MOVING = range(6)
 
 
 @fact
 class Refusal:
-    """The engine did not take a request. status: HTTP; reason: engine_queue_full, context_length_exceeded or kv_capacity_exceeded."""
+    """The engine did not take a request. status: HTTP; reason: engine_queue_full, engine_unavailable, context_length_exceeded,
+    kv_capacity_exceeded or invalid_request."""
 
     status: int
     reason: str
@@ -35,8 +39,8 @@ class Attempt:
 
     __slots__ = (
         "base", "blocks", "cached_blocks", "cached_tokens", "cancelled", "computed", "dispatch", "end_mark", "filled", "finished_s", "first_token_s",
-        "generated", "held", "id", "lost_at", "order", "output", "preempted_at", "preemptions", "priority", "prompt", "recomputed_tokens",
-        "refs", "segments", "started_s", "state", "submitted_s", "target",
+        "generated", "held", "id", "kv_bytes", "kv_transfer_s", "kv_wait_s", "line", "lost_at", "order", "output", "preempted_at", "preemptions",
+        "priority", "prompt", "ready_s", "recomputed_tokens", "refs", "segments", "started_s", "state", "submitted_s", "swapped_blocks", "target",
     )
 
     def __init__(self, id: str, dispatch: int, prompt: int, output: int, priority: int = 0, blocks: tuple[int, ...] | None = None) -> None:
@@ -45,15 +49,15 @@ class Attempt:
         self.started_s: float | None = None
         self.first_token_s: float | None = None
         self.finished_s: float | None = None
-        self.cached_tokens = self.cached_blocks = self.preemptions = self.recomputed_tokens = self.generated = 0
+        self.cached_tokens = self.cached_blocks = self.preemptions = self.recomputed_tokens = self.swapped_blocks = self.generated = 0
         # Below: the engine's own. target: tokens to prefill, after a preemption what was generated too.
         self.target = prompt
-        self.computed = self.held = self.order = self.state = 0
+        self.computed = self.held = self.order = self.state = self.line = 0
         self.filled = 0  # leading blocks that are findable, or somebody else's
-        self.base = 0  # while decoding: computed = base + D
+        self.base: Any = 0  # while decoding: computed = base + D; with expected speculation (computed, D) at its start
         self.end_mark = -1  # while decoding: the D at which it ends; -1 otherwise
         self.preempted_at = -1  # `generated` at the last preemption
         self.refs: list[int] | None = None  # prefix entries that it holds, first block first
-        self.segments: list[tuple[int, int]] | None = None  # (token, D at which it came) of each start of decoding
+        self.segments: list[tuple[int, int, float]] | None = None  # (token, D, time) of each start of decoding
         self.lost_at: float | None = None  # time of the last token before a preemption
         self.cancelled = False

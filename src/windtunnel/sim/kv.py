@@ -11,14 +11,16 @@ class Blocks:
     that never changes while a request decodes. `fixed` is the rest: blocks of requests that prefill, and what prefix sharing saves.
     """
 
-    __slots__ = ("base_sum", "bins", "fixed", "n", "size", "total")
+    __slots__ = ("base_sum", "bins", "fixed", "n", "size", "stretched", "total")
 
     def __init__(self, size: int, total: int | None) -> None:
         self.size, self.total = size, total
+        self.stretched = False  # do decodes compute anything but one token a step?
         self.clear()
 
     def clear(self) -> None:
-        self.fixed = self.n = self.base_sum = 0
+        self.fixed = self.n = 0
+        self.base_sum: float = 0  # an int unless stretched
         self.bins = [0] * self.size
 
     def blocks_for(self, tokens: int) -> int:

@@ -5,86 +5,97 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable
 
-from windtunnel.errors import ConfigValueError
 from windtunnel.sim.agenda import Agenda
-from windtunnel.sim.attempt import GONE, RUNNING, WAITING, Attempt, Refusal
+from windtunnel.sim.attempt import GONE, MOVING, RUNNING, SWAPPED, WAITING, Attempt
+from windtunnel.sim.batching.priority_line import PriorityLine
 from windtunnel.sim.engine_config import EngineConfig
 from windtunnel.sim.kv import Blocks
 from windtunnel.sim.prefix import PrefixCache
+from windtunnel.sim.specdecode import LookaheadBlocks, StretchedBlocks, steps_for, tokens_after
+from windtunnel.sim.tokens import Pieces
+
+NO_LIMIT = 1 << 62
 
 
 class Members:
     """The queue, the batch and the blocks of one engine, at a step boundary.
 
-    D counts the engine's steps; a decoding request keeps `base` (computed = base + D) and `end_mark`, so a step touches no request. At most
-    one request is `partial`: its prefill was not complete after its last chunk. It was admitted last of all.
+    D counts the steps in which decodes got on; a decoding request keeps `base` (computed = base + D) and `end_mark`, so a step touches no
+    request. At most one request is `partial`: its prefill was not complete after its last chunk.
     """
 
     __slots__ = (
-        "D", "_cancels", "_chunks", "_hash_tokens", "_here", "_longest", "_max_seqs", "_on_cancelled", "_on_started", "_orders", "_per_entry",
-        "_queue", "_reserve", "_reserve_full", "_returned", "_running", "_started", "_waiting", "_waiting_tokens", "agenda", "budget", "cache",
-        "cached_tokens", "config", "kv", "name", "partial", "preemptions", "prefix_hit_blocks", "prefix_query_blocks", "prefix_unusable",
+        "D", "_alone", "_cancels", "_chunks", "_g", "_ghost_base", "_ghosts", "_hash_tokens", "_here", "_limit", "_max_seqs", "_on_cancelled",
+        "_on_started", "_orders", "_padded", "_per_entry", "_queue", "_reserve", "_reserve_full", "_returned", "_running", "_started", "_waiting",
+        "_waiting_tokens", "agenda", "budget", "cache", "cached_tokens", "config", "kv", "name", "partial", "pieces", "preemptions",
+        "prefix_hit_blocks", "prefix_query_blocks", "width",
     )
 
     def __init__(self, name: str, config: EngineConfig, agenda: Agenda, on_cancelled: Callable[[Attempt], None],
-                 on_started: Callable[[Attempt], None] | None) -> None:
+                 on_started: Callable[[Attempt], None] | None, pieces: bool = False) -> None:
         self.name, self.config, self.agenda = name, config, agenda
         self._on_cancelled, self._on_started = on_cancelled, on_started
-        self.kv = Blocks(config.block_size, config.num_blocks)
+        spec = config.spec_decode
+        self._g: float | None = spec.mean_tokens if spec is not None and spec.mode == "expected" else None
+        self.width = 1 if spec is None else 1 + spec.k  # tokens that a decode computes in a step
+        self.kv = self._blocks()
+        self.pieces = Pieces(self._g or 1.0) if pieces else None
         self.cache = PrefixCache() if config.prefix_cache else None
         self._hash_tokens = config.hash_tokens
         self._per_entry = config.hash_tokens // config.block_size
         self._reserve = int(config.watermark * config.num_blocks) if config.num_blocks else 0
-        self._reserve_full = config.reserve_full_input
+        self._reserve_full = config.reserve_full_input or config.whole_prompts
         self.budget, self._max_seqs = config.max_num_batched_tokens, config.max_num_seqs
-        self._longest = _longest(config)
-        self._queue: deque[Attempt] = deque()  # may hold cancelled ones
+        self._queue: deque[Attempt] | PriorityLine = deque() if config.order == "fcfs" else PriorityLine()  # may hold cancelled ones
         self._returned: list[Attempt] = []  # preempted, ahead of the queue, the first of them last
         self._here: dict[tuple[str, int], Attempt] = {}
         self._running: dict[int, Attempt] = {}  # in admission order
         self.partial: Attempt | None = None
         self._chunks: list[tuple[Attempt, int]] = []  # of the step or run under way
+        self._alone = False  # are they computed in a step without decodes?
+        self._limit = NO_LIMIT  # steps after which the batch must be composed anew although nothing happened
         self._started: list[Attempt] = []
         self._cancels: list[Attempt] = []
+        self._padded = config.policy == "static" and config.pad
+        self._ghosts, self._ghost_base = 0, 0.0  # finished, but in the cost of the steps of a static batch
         self.D = self._waiting = self._waiting_tokens = self._orders = 0
-        self.preemptions = self.cached_tokens = self.prefix_hit_blocks = self.prefix_query_blocks = self.prefix_unusable = 0
+        self.preemptions = self.cached_tokens = self.prefix_hit_blocks = self.prefix_query_blocks = 0
 
-    def _refusal(self, a: Attempt) -> Refusal | None:
-        config = self.config
-        if config.max_model_len is not None and a.prompt + max(1, a.output) > config.max_model_len:
-            return Refusal(400, "context_length_exceeded")
-        longest = a.prompt + a.output - (a.output > 0)  # the last token's KV is never stored
-        if config.num_blocks is not None and self.kv.blocks_for(longest) > config.num_blocks:
-            return Refusal(400, "kv_capacity_exceeded")
-        if not config.chunked_prefill and longest > config.max_num_batched_tokens:
-            return Refusal(400, "context_length_exceeded")
-        if config.max_queued_requests is not None and self._waiting >= config.max_queued_requests:
-            return Refusal(config.reject_status, "engine_queue_full")
-        if config.max_queued_tokens is not None:
-            a.held = a.prompt - self._hits(a) * self._hash_tokens
-            if self._waiting and self._waiting_tokens + a.held > config.max_queued_tokens:
-                return Refusal(config.reject_status, "engine_queue_full")
-            self._waiting_tokens += a.held
-        return None
-
-    def _wrong_hashes(self, a: Attempt) -> None:
-        """Too few hashes for the prompt: they are of larger blocks than this cache's. Never taken for what they are not."""
-        if self.config.cache_block_tokens is not None:
-            raise ConfigValueError("engine.cache_block_tokens", f"{len(a.blocks or ())} prefix hashes for a prompt of {a.prompt} tokens are not of "
-                                   f"{self._hash_tokens} tokens each", hint="write the tokens per hash of the trace, such as 512")
-        a.blocks = None
-        self.prefix_unusable += 1
+    def _blocks(self) -> Blocks:
+        config, spec = self.config, self.config.spec_decode
+        total = None if config.policy == "slots" else config.num_blocks  # a slot owns its context
+        if spec is None:
+            return Blocks(config.block_size, total)
+        if self._g is not None:
+            return StretchedBlocks(config.block_size, total, self._g)
+        return LookaheadBlocks(config.block_size, total, spec.k)
 
     def _head(self) -> Attempt:
         """The first in line; somebody must be waiting."""
         returned, queue = self._returned, self._queue
         while returned:
-            if returned[-1].state == WAITING:
+            if returned[-1].state in (WAITING, SWAPPED):
                 return returned[-1]
             returned.pop()
-        while queue[0].state != WAITING:
+        while queue[0].state not in (WAITING, SWAPPED):
             queue.popleft()
         return queue[0]
+
+    def _take_head(self) -> None:
+        """The first in line, just looked at, is in line no more."""
+        if self._returned:
+            self._returned.pop()
+        else:
+            self._queue.popleft()
+        self._waiting -= 1
+
+    def _put_back(self, a: Attempt) -> None:
+        """In line again, ahead of who never ran; by priority, where its arrival puts it."""
+        if type(self._queue) is PriorityLine:
+            self._queue.append(a)
+        else:
+            self._returned.append(a)
+        self._waiting += 1
 
     def _hits(self, a: Attempt) -> int:
         """Leading blocks of the prompt in the cache; at least one token is always computed."""
@@ -106,49 +117,6 @@ class Members:
     def _has_room(self, a: Attempt, D: int, hits: int, budget: int) -> bool:
         """Do the free blocks at D let it in? Alone it may use the reserve too: it would wait for ever."""
         return self.kv.fits(D, self._blocks_wanted(a, hits, budget) + (self._reserve if self._running else 0))
-
-    def make_room(self) -> bool:
-        """Preempt the last admitted while the running requests' next step needs more blocks than are free; True if anybody was."""
-        kv = self.kv
-        preempted = False
-        while not kv.fits(self.D + 1, self._partial_growth()):
-            partial = self.partial
-            for a in reversed(self._running.values()):
-                # A victim that has not got on by a token since is spared: two prompts would throw each other out for ever.
-                if a is not partial or a.preempted_at != a.generated:
-                    break
-            self._preempt(a)
-            preempted = True
-        return preempted
-
-    def serve_partial(self) -> int:
-        """Give the unfinished prefill its chunk; returns the tokens left of the step's budget."""
-        budget, a = self.budget - self.kv.n, self.partial
-        if a is None or budget <= 0:
-            return budget
-        q = min(a.target - a.computed, budget)
-        self._chunks.append((a, q))
-        self._grow(a, a.computed + q)
-        return budget - q
-
-    def admit(self, budget: int) -> None:
-        """From the head of the queue while sequences, tokens and blocks last; the first one that does not fit stops it."""
-        running, queue, cache, kv = self._running, self._queue, self.cache, self.kv
-        while self._waiting and budget > 0 and len(running) < self._max_seqs:
-            a = queue[0] if not self._returned and queue[0].state == WAITING else self._head()
-            hits = 0
-            if a.blocks is not None and cache is not None:
-                self._trim(self.D + 1)
-                hits = self._hits(a)
-            q = a.target - hits * self._hash_tokens
-            if q > budget:
-                if not self.config.chunked_prefill:
-                    return
-                q = budget
-            if not kv.surely_fits(self.D + 1, -(-a.target // kv.size) + self._reserve) and not self._has_room(a, self.D + 1, hits, budget):
-                return
-            self._enter(a, q, hits)
-            budget -= q
 
     def _enter(self, a: Attempt, q: int, hits: int) -> None:
         """From the queue into the batch: hold the blocks that the cache has, schedule q tokens and take their blocks."""
@@ -184,8 +152,8 @@ class Members:
             a.recomputed_tokens -= a.computed
 
     def _count_hits(self, a: Attempt, hits: int) -> None:
-        a.cached_blocks, a.cached_tokens = hits, a.computed
-        self.cached_tokens += a.computed
+        a.cached_blocks, a.cached_tokens = hits, hits * self._hash_tokens
+        self.cached_tokens += a.cached_tokens
         self.prefix_hit_blocks += hits
         self.prefix_query_blocks += len(a.blocks or ())
 
@@ -197,28 +165,11 @@ class Members:
         kv.fixed += held - a.held
         a.held = held
 
-    def _partial_growth(self) -> int:
-        """Blocks that the unfinished prefill's next chunk takes."""
-        a = self.partial
-        if a is None:
-            return 0
-        q = min(a.target - a.computed, max(0, self.budget - self.kv.n))
-        return self.kv.blocks_for(a.computed + q) - a.held - (len(a.refs) * self._per_entry if a.refs else 0)
-
-    def _preempt(self, a: Attempt) -> None:
-        """Recompute: blocks freed, back to the front of the queue; what it had generated is prefilled again, not emitted again."""
-        if a.end_mark >= 0:
-            a.lost_at = self.agenda._now
-        self._leave(a)
-        a.recomputed_tokens += a.computed
-        a.computed = 0
-        a.target = a.prompt + a.generated
-        a.preempted_at = a.generated
-        a.preemptions += 1
-        self.preemptions += 1
-        a.state = WAITING
-        self._returned.append(a)
-        self._waiting += 1
+    def _generated(self, a: Attempt) -> int:
+        """Output tokens of a decoding request at D."""
+        if self._g is None:
+            return a.output - (a.end_mark - self.D)
+        return min(a.output, a.generated + tokens_after(self.D - a.base[1], self._g))
 
     def _leave(self, a: Attempt) -> None:
         """Out of the batch: its counts brought up to date, its blocks free."""
@@ -228,11 +179,15 @@ class Members:
             self._trim(self.D)
         refs = a.refs
         if a.end_mark >= 0:
-            a.generated = a.output - (a.end_mark - self.D)
-            a.computed = a.base + self.D
+            before = a.generated
+            a.generated = self._generated(a)
+            a.computed = a.base + self.D if self._g is None else a.base[0] + a.generated - before
             if refs is not None:
                 self._make_findable(a)
                 kv.fixed += len(refs) * self._per_entry
+            if self.pieces is not None:
+                self.pieces.leave(a)
+            self._left_decoding(a, before)
             kv.leave(a.base)
             a.end_mark = -1
         else:
@@ -240,10 +195,16 @@ class Members:
             a.held = 0
             if a is self.partial:
                 self.partial = None
+        if self._padded:
+            self._ghosts += 1
+            self._ghost_base += a.computed - (self._g or 1) * self.D
         if refs is not None:
             assert cache is not None
             kv.fixed -= cache.release(refs) * self._per_entry
             a.refs = None
+
+    def _left_decoding(self, a: Attempt, before: int) -> None:
+        """For who counts tokens."""
 
     def _make_findable(self, a: Attempt) -> None:
         """Blocks that are full now can be hit by others from the next step on; one that somebody else has filled stays private."""
@@ -263,43 +224,25 @@ class Members:
             assert kv.total is not None
             cache.trim((kv.total - kv.used(D)) // self._per_entry)
 
-    def _let_go(self) -> None:
-        """Cancelled requests leave at a boundary."""
-        cancels, self._cancels = self._cancels, []
-        for a in cancels:
-            if a.state == RUNNING:
-                self._leave(a)
-            elif a.state == WAITING:  # preempted meanwhile
-                self._waiting -= 1
-            else:
-                continue
-            a.state = GONE
-            del self._here[a.id, a.dispatch]
-            self._on_cancelled(a)
+    def steps_to_end(self, a: Attempt) -> int:
+        """Decode steps that a request which has just begun to decode still needs."""
+        rest = a.output - a.generated
+        return rest if self._g is None else steps_for(rest, self._g)
 
     def _assert_conserved(self) -> None:
         """Blocks and counters agree with a recount."""
         kv, D, per = self.kv, self.D, self._per_entry
         decoding = [a for a in self._running.values() if a.end_mark >= 0]
-        held = sum(kv.blocks_for(a.base + D) for a in decoding)
-        held += sum(a.held + len(a.refs or ()) * per for a in self._running.values() if a.end_mark < 0)
+        computed = [a.base + D if self._g is None else a.base[0] + tokens_after(D - a.base[1], self._g) for a in decoding]
+        held = sum(kv.blocks_for(tokens) for tokens in computed)
+        held += sum(a.held + len(a.refs or ()) * per for a in self._here.values() if a.end_mark < 0 and a.state in (RUNNING, MOVING))
         if self.cache is not None:
-            counted = Counter(h for a in self._running.values() for h in a.refs or ())
+            counted = Counter(h for a in self._here.values() for h in a.refs or ())
             assert counted == self.cache.refs, self.name
             held -= per * (counted.total() - len(counted))
         assert kv.used(D) == held, (self.name, kv.used(D), held)
-        assert kv.n == len(decoding) and kv.base_sum == sum(a.base for a in decoding), (self.name, kv.n)
+        assert kv.n == len(decoding), (self.name, kv.n)
+        assert self._g is not None or kv.base_sum == sum(a.base for a in decoding), self.name
         assert kv.total is None or held <= kv.total, (self.name, held)
-        assert len(self._here) == len(self._running) + self._waiting, self.name
-
-
-def _longest(config: EngineConfig) -> int:
-    """Requests of fewer prompt and output tokens than this need no look at the limits."""
-    if config.max_queued_requests is not None or config.max_queued_tokens is not None:
-        return -1
-    longest = 1 << 62
-    if config.num_blocks is not None:
-        longest = config.num_blocks * config.block_size
-    if config.max_model_len is not None:
-        longest = min(longest, config.max_model_len)
-    return longest if config.chunked_prefill else min(longest, config.max_num_batched_tokens)
+        states = Counter(a.state for a in self._here.values())
+        assert (states[RUNNING], states[WAITING] + states[SWAPPED], states[GONE]) == (len(self._running), self._waiting, 0), (self.name, states)

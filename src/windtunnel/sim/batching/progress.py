@@ -2,26 +2,62 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from heapq import heappop, heappush
 from typing import Any
 
 from windtunnel.sim.attempt import GONE, Attempt
-from windtunnel.sim.batching.members import Members
-from windtunnel.sim.tokens import Pieces
+from windtunnel.sim.batching.room import Room
 
 
-class Progress(Members):
+class Progress(Room):
     """Members that get on. `_marks` is a heap of (D at which it ends, admission order, request); an entry that is not its request's
     `end_mark` any more is void."""
 
-    __slots__ = ("_chunk_steps", "_k", "_marks", "_prefills", "output_tokens", "pieces")
+    __slots__ = ("_chunk_steps", "_decode_steps", "_extra_tokens", "_k", "_marks", "_prefills", "_simple", "_split")
 
-    def __init__(self, *args: Any, pieces: bool = False) -> None:
-        super().__init__(*args)
-        self.pieces = Pieces() if pieces else None
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
         self._marks: list[tuple[int, int, Attempt]] = []
         self._k = 0  # steps of the run
-        self._prefills = self._chunk_steps = self.output_tokens = 0
+        self._prefills = self._chunk_steps = self._decode_steps = self._extra_tokens = 0
+        self._simple = self._g is None and not self._padded and self.pieces is None
+        self._split = self.config.role == "prefill"
+
+    @property
+    def output_tokens(self) -> int:
+        """Tokens yielded up to the last boundary, of all requests ever."""
+        return self._decode_steps + self._prefills + self._extra_tokens + (0 if self._g is None else self._extra_now(self.D))
+
+    def _extra_now(self, D: int) -> int:
+        """With expected speculation: tokens of those who decode at D beyond one per step."""
+        extra = 0
+        for a in self._running.values():
+            if a.end_mark >= 0:
+                extra += min(a.output - a.generated, int((D - a.base[1]) * self._g + 1e-9)) - (D - a.base[1])  # type: ignore[operator]
+        return extra
+
+    def _left_decoding(self, a: Attempt, before: int) -> None:
+        if self._g is not None:
+            self._extra_tokens += a.generated - before - (self.D - a.base[1])
+
+    def _accept(self, random: Callable[[], float], now: float) -> None:
+        """Draft tokens that were right come on top of the one that every decode got; draws in admission order."""
+        spec, D, kv = self.config.spec_decode, self.D, self.kv
+        assert spec is not None
+        for a in self._running.values():
+            if a.end_mark < 0:
+                continue
+            right = min(spec.draw(random), a.end_mark - D)
+            if right:
+                kv.leave(a.base)
+                a.base += right
+                kv.join(a.base)
+                a.end_mark -= right
+                heappush(self._marks, (a.end_mark, a.order, a))
+                self._extra_tokens += right
+                if a.segments is not None:
+                    a.segments.append((self._generated(a), D, now))
 
     def _finish_marks(self, now: float) -> list[Attempt]:
         """Decodes that got their last token, in admission order."""
@@ -32,9 +68,8 @@ class Progress(Members):
         while marks and marks[0][0] <= D:
             mark, _, a = heappop(marks)
             if a.end_mark == mark:
-                if a.refs is None:  # as _leave, for the common case
+                if a.refs is None and self._simple:  # as _leave, for the common case
                     del self._running[a.order]
-                    a.computed = a.base + D
                     a.generated = a.output
                     a.end_mark = -1
                     kv.leave(a.base)
@@ -57,8 +92,10 @@ class Progress(Members):
                 continue
             if a is self.partial:
                 self.partial = None
+            if self._split and self._hand_over(a, now):
+                firsts.append(a)
+                continue
             a.generated += 1
-            self.output_tokens += 1
             self._prefills += 1
             if self.pieces is not None:
                 self._note_segment(a, now)
@@ -76,15 +113,18 @@ class Progress(Members):
         chunks.clear()
         return firsts
 
+    def _hand_over(self, a: Attempt, now: float) -> bool:
+        """To another engine, which decodes it; False if it is done here."""
+        raise NotImplementedError
+
     def _join(self, a: Attempt) -> None:
-        """A complete prefill decodes from the next step on."""
         kv = self.kv
         computed = a.computed
         kv.fixed -= -(-computed // kv.size)
         a.held = 0
-        a.base = base = computed - self.D
+        a.base = base = computed - self.D if self._g is None else (computed, self.D)
         kv.join(base)
-        a.end_mark = mark = self.D + a.output - a.generated
+        a.end_mark = mark = self.D + (a.output - a.generated if self._g is None else self.steps_to_end(a))
         heappush(self._marks, (mark, a.order, a))
 
     def _finish(self, a: Attempt, now: float) -> None:
@@ -93,13 +133,12 @@ class Progress(Members):
         del self._here[a.id, a.dispatch]
         if a.output == 0:
             a.generated, a.first_token_s = 0, None
-            self.output_tokens -= 1
-            self._prefills -= 1
+            self._extra_tokens -= 1
 
     def _note_segment(self, a: Attempt, now: float) -> None:
         assert self.pieces is not None
         a.segments = a.segments or []
-        a.segments.append((a.generated, self.D))
+        a.segments.append((a.generated, self.D, now))
         if a.lost_at is not None:
             self.pieces.singles.append(now - a.lost_at)
             a.lost_at = None

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from windtunnel.sim.engine_config import EngineConfig
 
 if TYPE_CHECKING:
-    from windtunnel.sim.batching.members import Members
+    from windtunnel.sim.batching.runs import Runs
 
 
 def sarathi_config(**changes: Any) -> EngineConfig:
@@ -15,7 +15,7 @@ def sarathi_config(**changes: Any) -> EngineConfig:
     return EngineConfig(**{"policy": "sarathi", "max_num_batched_tokens": 512, "max_num_seqs": 128, "watermark": 0.01, **changes})
 
 
-def compose(engine: Members) -> bool:
+def compose(engine: Runs) -> bool:
     """Schedule the chunks of the next step; True if a request was preempted."""
     preempted = engine.make_room()
     engine.admit(engine.serve_partial())

@@ -4,17 +4,33 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from windtunnel.sim.attempt import Attempt
+
 if TYPE_CHECKING:
-    from windtunnel.sim.batching.members import Members
+    from windtunnel.sim.batching.runs import Runs
 
 
-def compose(engine: Members) -> bool:
+def compose(engine: Runs) -> bool:
     """Schedule the chunks of the next step; True if a request was preempted."""
     if engine.partial is None and engine.kv.surely_fits(engine.D + 1):  # the two steps below would do nothing
-        engine.admit(engine.budget - engine.kv.n)
+        engine.admit(engine.budget - engine.kv.n * engine.width)
         return False
     preempted = engine.make_room()
     budget = engine.serve_partial()
     if not preempted:
         engine.admit(budget)
     return preempted
+
+
+def joins_after(engine: Runs, a: Attempt, j: int) -> int:
+    """The first boundary, from j steps on, at which the first in line could be admitted; 0: not while this run lasts. Blocks only get fewer."""
+    kv = engine.kv
+    budget = engine.budget - kv.n * engine.width
+    if engine._chunks or len(engine._running) >= engine._max_seqs or budget <= 0:
+        return 0
+    if not engine.config.chunked_prefill and a.target - engine._hits(a) * engine._hash_tokens > budget:
+        return 0
+    D = engine.D + j + 1  # blocks that the step after the boundary takes for those who run come first
+    if kv.surely_fits(D, -(-a.target // kv.size) + engine._reserve) or a.computed or engine._has_room(a, D, engine._hits(a), budget):
+        return j
+    return 0

@@ -1,0 +1,158 @@
+"""Split prefill and decode: KV leaves a prefill engine and comes into a decode engine that has set its blocks aside before."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from windtunnel.sim.attempt import GONE, MOVING, WAITING, Attempt, Refusal
+from windtunnel.sim.batching.runs import NEVER, Runs
+
+
+class HandOver(Runs):
+    """on_prefilled(attempt): its prefill is complete; its blocks stay here until `release`. Called at the boundary, the engine consistent."""
+
+    __slots__ = ("_kv_wait", "_on_prefilled", "_paused", "_prefilled")
+
+    def __init__(self, *args: Any, on_prefilled: Callable[[Attempt], None] | None = None, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._on_prefilled = on_prefilled
+        self._kv_wait: deque[tuple[Attempt, float, Callable[[Attempt], None]]] = deque()
+        self._paused = False
+        self._prefilled: list[Attempt] = []
+
+    # -- the prefill side -----------------------------------------------------------------------------------------------------------
+
+    def _hand_over(self, a: Attempt, now: float) -> bool:
+        """Token 1 here, unless the decode side yields it; out of the batch, blocks held. False: it is done."""
+        early = self.config.first_token == "prefill"
+        if early and a.output <= 1:
+            return False
+        if early:
+            a.generated += 1
+            self._prefills += 1
+            if self.pieces is not None:
+                self._note_segment(a, now)
+            a.first_token_s = now
+        del self._running[a.order]
+        a.state = MOVING
+        self._prefilled.append(a)
+        return early
+
+    def release(self, a: Attempt) -> None:
+        """Its KV is elsewhere, or nobody wants it: the blocks are free at the next step."""
+        if self._here.pop((a.id, a.dispatch), None) is None:
+            return
+        self._free_held(a)
+        if self._waiting:
+            self._disturb()
+
+    def _free_held(self, a: Attempt) -> None:
+        """Blocks of someone who is not in the batch."""
+        self.kv.fixed -= a.held
+        a.held = 0
+        if a.refs is not None:
+            assert self.cache is not None
+            self.kv.fixed -= self.cache.release(a.refs) * self._per_entry
+            a.refs = None
+
+    # -- the decode side ------------------------------------------------------------------------------------------------------------
+
+    def reserve(self, a: Attempt, then: Callable[[Attempt], None]) -> Refusal | None:
+        """Set blocks for the prompt of `a` aside, first come first served, and call `then(a)` when they are. `cached_tokens` of them are here.
+
+        `a` is this engine's own attempt of the request: same id and dispatch, tokens and hashes as on the prefill side.
+        """
+        refusal = self._refusal(a)
+        if refusal is not None:
+            return refusal
+        a.submitted_s = self.agenda._now
+        a.state = MOVING
+        self._here[a.id, a.dispatch] = a
+        self._kv_wait.append((a, a.submitted_s, then))
+        self._prepared = False
+        if len(self._kv_wait) == 1 and self._reserve_next(self._steps_taken()):
+            self._cut(self.agenda._now)
+        return None
+
+    def _steps_taken(self) -> int:
+        """Steps of the current run whose blocks are taken: those that have begun."""
+        if self._due == NEVER:
+            return 1
+        return min(self._k, self.begun(self.agenda._now))
+
+    def begun(self, now: float) -> int:
+        raise NotImplementedError
+
+    def _reserve_next(self, steps: int) -> bool:
+        """The first in line for blocks: True if it has got them."""
+        a, since_s, then = self._kv_wait[0]
+        kv, D = self.kv, self.D + steps
+        self._trim(D)
+        hits = self._hits(a)
+        if not kv.fits(D, self._blocks_wanted(a, hits, a.target) + (self._reserve if self._running else 0)):
+            return False
+        self._kv_wait.popleft()
+        a.kv_wait_s = self.agenda._now - since_s
+        if a.blocks is not None and self.cache is not None:
+            a.refs = list(a.blocks[:hits])
+            a.filled = hits
+            kv.fixed += self.cache.acquire(a.refs) * self._per_entry
+            self._count_hits(a, hits)
+        a.held = kv.blocks_for(a.target) - hits * self._per_entry
+        kv.fixed += a.held
+        then(a)
+        return True
+
+    def _stop_moving(self, a: Attempt) -> None:
+        """Cancelled between two places: at once where nothing is under way here, else when it arrives."""
+        for i, waiting in enumerate(self._kv_wait):
+            if waiting[0] is a:
+                del self._kv_wait[i]
+                a.state = GONE
+                del self._here[a.id, a.dispatch]
+                self._on_cancelled(a)
+                return
+
+    def submit_prefilled(self, a: Attempt) -> None:
+        """The KV of an attempt with reserved blocks is here: it waits for a place in the batch. `generated`, `first_token_s` as on the other
+        side."""
+        if a.state != MOVING:
+            return
+        a.computed = a.prompt if a.generated else a.prompt - 1
+        a.target = a.prompt
+        if a.cancelled:
+            a.state = GONE
+            del self._here[a.id, a.dispatch]
+            self._free_held(a)
+            self._on_cancelled(a)
+            self._disturb()
+            return
+        if a.refs is not None and a.computed == a.target:
+            self._make_findable(a)
+        a.state = WAITING
+        self._queue.append(a)
+        self._waiting += 1
+        self._disturb()
+
+    # -- before a step ----------------------------------------------------------------------------------------------------------------
+
+    def _prepare(self) -> bool:
+        """What must be done before a step is composed; False: none may start."""
+        if self._paused:
+            return False
+        arrived, self._arrived = self._arrived, []
+        for a in arrived:
+            self._max_seqs += 1
+            if a.cancelled:
+                a.state = GONE
+                del self._here[a.id, a.dispatch]
+                self._free_held(a)
+                self._on_cancelled(a)
+            else:
+                self._rejoin(a)
+        while self._kv_wait and self._reserve_next(1):
+            pass
+        self._prepared = not self._kv_wait
+        return True
