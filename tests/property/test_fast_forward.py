@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 from windtunnel.datafiles import data_path
 from windtunnel.sim.agenda import ARRIVAL, Agenda
 from windtunnel.sim.catalog import gpu, model
-from windtunnel.sim.engine import Attempt, EngineConfig, HostCosts, SimEngine
+from windtunnel.sim.engine import Attempt, EngineConfig, HostCosts, SimEngine, SpecDecode
 from windtunnel.sim.stepmodels.affine import Affine
 from windtunnel.sim.stepmodels.model import StepModel
 from windtunnel.sim.stepmodels.roofline import Roofline
@@ -36,19 +38,23 @@ class Job:
     output: int
     group: int = -1  # requests of one group share a prefix
     cancel_after_s: float | None = None
+    priority: int = 0
 
 
-def fly(jobs: list[Job], config: EngineConfig, step_model: StepModel, *, step_every: bool, check: bool = True) -> tuple[SimEngine, list[Any]]:
+def fly(jobs: list[Job], config: EngineConfig, step_model: StepModel, *, step_every: bool, check: bool = True,
+        speeds: Sequence[tuple[float, float]] = (), looks: Sequence[float] = (), rng: Any = None) -> tuple[SimEngine, list[Any]]:
+    """speeds: (at s, factor), 0 to pause and -1 to resume; looks: times at which the state is asked for."""
     agenda, seen, attempts = Agenda(), [], []
     held: dict[str, int] = {}
 
     def finished(a: Attempt) -> None:
         seen.append(("finish", a.id))
-        held[a.id] = engine.kv.used(engine.D)
+        if not config.host.egress_s:  # then it is told in the middle of some run
+            held[a.id] = engine.kv.used(engine.D)
 
     engine = SimEngine("r", config, step_model, agenda, on_finish=finished, on_cancelled=lambda a: seen.append(("cancel", a.id)),
                        on_first=lambda a: seen.append(("first", a.id)), on_started=lambda a: seen.append(("start", a.id)),
-                       step_every=step_every, check=check, pieces=True)
+                       step_every=step_every, check=check, pieces=True, rng=rng)
 
     def send(a: Attempt) -> None:
         refusal = engine.submit(a)
@@ -57,49 +63,84 @@ def fly(jobs: list[Job], config: EngineConfig, step_model: StepModel, *, step_ev
 
     for i, job in enumerate(jobs):
         blocks = tuple(job.group * 1000 + n for n in range(job.prompt // config.hash_tokens)) if job.group >= 0 else None
-        a = Attempt(f"q{i}", 1, job.prompt, job.output, 0, blocks)
+        a = Attempt(f"q{i}", 1, job.prompt, job.output, job.priority, blocks)
         attempts.append(a)
         agenda.at(job.at_s, ARRIVAL, lambda _, a=a: send(a))
         if job.cancel_after_s is not None:
             agenda.at(job.at_s + job.cancel_after_s, ARRIVAL, lambda _, a=a: engine.cancel(a.id, 1))
+    for at_s, factor in speeds:
+        act = {0.0: engine.pause, -1.0: engine.resume}.get(factor) or (lambda factor=factor: engine.set_speed(factor))
+        agenda.at(at_s, ARRIVAL, lambda _, act=act: act())
+    for at_s in looks:
+        agenda.at(at_s, ARRIVAL, lambda _: seen.append(("look", engine.state_at(agenda.now))))
     agenda.run()
     assert engine.idle
     assert engine.kv.used(engine.D) == 0
+    assert engine._host_blocks == engine._waiting_tokens == 0
     rows: list[Any] = []
     for a in attempts:
         tokens = []
         if a.finished_s is not None:
             tokens = [engine.pieces.token_time(a, n) for n in range(1, max(1, a.output) + 1)]
-        rows.append((a.id, a.generated, a.preemptions, a.recomputed_tokens, a.cached_tokens, held.get(a.id), a.started_s, a.first_token_s,
+        rows.append((a.id, a.generated, a.preemptions, a.recomputed_tokens, a.swapped_blocks, a.cached_tokens, held.get(a.id), a.started_s, a.first_token_s,
                      a.finished_s, *tokens))
     numbers = (engine.steps, engine.output_tokens, engine.preemptions, engine.prefix_hit_blocks, engine.sequence_steps, engine.D,
-               engine.cache.evictions if engine.cache else 0)
-    return engine, [seen, numbers, rows, engine.busy_s]
+               engine.cache.evictions if engine.cache else 0, engine.swapped_blocks)
+    seconds, counts = engine.pieces.gaps()
+    multiset = np.repeat(seconds, counts)
+    return engine, [seen, numbers, rows, engine.busy_s, [*np.sort(multiset).tolist()]]
 
 
-def same(fast: Any, slow: Any) -> None:
-    if isinstance(fast, float):
-        assert abs(fast - slow) <= TOLERANCE_S, (fast, slow)
-    elif isinstance(fast, (list, tuple)):
-        assert len(fast) == len(slow), (fast, slow)
-        for x, y in zip(fast, slow):
-            same(x, y)
-    else:
-        assert fast == slow, (fast, slow)
+def difference(fast: Any, slow: Any) -> Any:
+    """The first pair that differs: floats by more than the tolerance, all else at all; None if there is none."""
+    if isinstance(fast, float) and isinstance(slow, float):
+        return None if abs(fast - slow) <= TOLERANCE_S else (fast, slow)
+    if isinstance(fast, (list, tuple)) and isinstance(slow, (list, tuple)):
+        if len(fast) != len(slow):
+            return len(fast), len(slow), fast, slow
+        return next((d for x, y in zip(fast, slow) if (d := difference(x, y)) is not None), None)
+    return None if fast == slow else (fast, slow)
+
+
+def itl(attempts_rows: list[Any]) -> list[float]:
+    """Gaps between the tokens of every request, each m-token chunk one gap, sorted."""
+    gaps: list[float] = []
+    for row in attempts_rows:
+        times = sorted(set(row[10:]))
+        gaps += [y - x for x, y in zip(times, times[1:])]
+    return sorted(gaps)
 
 
 gap = st.one_of(st.just(0.0), st.floats(1e-4, 0.3))
 job = st.tuples(gap, st.one_of(st.just(1), st.integers(1, 40), st.integers(41, 260)), st.one_of(st.just(0), st.just(1), st.integers(2, 60)),
-                st.integers(-1, 2), st.one_of(st.none(), st.none(), st.floats(1e-4, 0.8)))
-config = st.builds(
-    EngineConfig, policy=st.sampled_from(["vllm", "sarathi"]), max_num_seqs=st.integers(1, 8), max_num_batched_tokens=st.sampled_from([8, 32, 64]),
-    block_size=st.sampled_from([1, 4, 16]), num_blocks=st.one_of(st.none(), st.integers(20, 60)), watermark=st.sampled_from([0.0, 0.05]),
-    reserve_full_input=st.booleans(), prefix_cache=st.booleans(), host=st.sampled_from([HostCosts(), HostCosts(1e-3, 3e-5)]),
-    max_queued_requests=st.sampled_from([None, None, 3]),
-)
+                st.integers(-1, 2), st.one_of(st.none(), st.none(), st.floats(1e-4, 0.8)), st.sampled_from([0, 0, 1]))
+
+@st.composite
+def configs(draw: Any) -> EngineConfig:
+    """Any engine: every policy with every feature that it can have."""
+    policy = draw(st.sampled_from(["vllm", "vllm", "sarathi", "prefill_first", "prefill_first", "static", "slots"]))
+    changes: dict[str, Any] = {"policy": policy, "max_num_seqs": draw(st.integers(1, 8))}
+    spec = draw(st.sampled_from([None, None, SpecDecode(3, 0.7), SpecDecode(2, (0.9, 0.35), 1e-4)]))
+    if draw(st.booleans()):
+        changes |= {"preemption": "swap", "swap_blocks": draw(st.integers(0, 60)), "kv_bytes_per_token": 1e5, "pcie_bw": draw(st.sampled_from([1e7, 3e9]))}
+    if policy == "prefill_first":
+        changes |= {"min_decode_steps": draw(st.sampled_from([0, 0, 3, 10])), "admission": draw(st.sampled_from(["blocks", "peak"]))}
+    if policy == "static":
+        changes |= {"batch_wait_s": draw(st.sampled_from([0.0, 0.05])), "pad": draw(st.booleans())}
+    if policy == "slots":
+        changes |= {"n_ctx": draw(st.sampled_from([None, 1500]))}
+    return EngineConfig(
+        **changes, spec_decode=spec, max_num_batched_tokens=draw(st.sampled_from([32, 64])), block_size=draw(st.sampled_from([1, 4, 16])),
+        num_blocks=draw(st.one_of(st.none(), st.integers(20, 60))), watermark=draw(st.sampled_from([0.0, 0.05])),
+        reserve_full_input=draw(st.booleans()), prefix_cache=draw(st.booleans()), order=draw(st.sampled_from(["fcfs", "priority"])),
+        host=draw(st.sampled_from([HostCosts(), HostCosts(), HostCosts(1e-3, 3e-5), HostCosts(0.0, 0.0, 1e-3, 2e-3, 1e-5, 3e-3)])),
+        max_queued_requests=draw(st.sampled_from([None, None, 3])), max_queued_tokens=draw(st.sampled_from([None, None, 300])))
 
 
-def jobs_of(drawn: list[tuple[float, int, int, int, float | None]]) -> list[Job]:
+speeds = st.lists(st.tuples(st.floats(0.0, 2.0), st.sampled_from([0.5, 1.0, 3.7, 0.0])), max_size=3)
+
+
+def jobs_of(drawn: list[tuple[float, int, int, int, float | None, int]]) -> list[Job]:
     now, jobs = 0.0, []
     for wait, *rest in drawn:
         now += wait
@@ -107,11 +148,23 @@ def jobs_of(drawn: list[tuple[float, int, int, int, float | None]]) -> list[Job]
     return jobs
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
-@given(drawn=st.lists(job, min_size=1, max_size=14), config=config, name=st.sampled_from(sorted(MODELS)))
-def test_SF_12_fast_forward_equals_stepping(drawn: list[Any], config: EngineConfig, name: str) -> None:
+@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+@given(drawn=st.lists(job, min_size=1, max_size=14), config=configs(), name=st.sampled_from(sorted(MODELS)), speeds=speeds,
+       looks=st.lists(st.floats(0.0, 2.0), max_size=3))
+def test_SF_12_fast_forward_equals_stepping(drawn: list[Any], config: EngineConfig, name: str, speeds: list[Any], looks: list[float]) -> None:
     jobs = jobs_of(drawn)
-    same(fly(jobs, config, MODELS[name], step_every=False)[1], fly(jobs, config, MODELS[name], step_every=True)[1])
+    actions = [*speeds, (2.5, -1.0)]
+    _, fast = fly(jobs, config, MODELS[name], step_every=False, speeds=actions, looks=looks)
+    _, slow = fly(jobs, config, MODELS[name], step_every=True, speeds=actions, looks=looks)
+    assert difference(fast, slow) is None
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(drawn=st.lists(job, min_size=1, max_size=14), config=configs(), name=st.sampled_from(sorted(MODELS)))
+def test_SF_8_pooled_gaps_are_those_of_the_token_times(drawn: list[Any], config: EngineConfig, name: str) -> None:
+    jobs = [replace(j, cancel_after_s=None) for j in jobs_of(drawn)]  # of who is cancelled no token times are told
+    _, (_, _, rows, _, gaps) = fly(jobs, config, MODELS[name], step_every=False)
+    assert difference(gaps, itl(rows)) is None
 
 
 def chat(n: int, squeeze: float = 1.0) -> list[Job]:
@@ -126,7 +179,7 @@ def test_SF_12_on_recorded_lengths(name: str) -> None:
     config = EngineConfig(num_blocks=3000, max_num_seqs=64)
     fast, a = fly(chat(150), config, MODELS[name], step_every=False)
     slow, b = fly(chat(150), config, MODELS[name], step_every=True)
-    same(a, b)
+    assert difference(a, b) is None
     assert fast.events < slow.events / 3
 
 
@@ -137,6 +190,6 @@ def test_SF_12_under_thrashing() -> None:
         config = EngineConfig(policy=policy, num_blocks=130, max_num_seqs=32, max_num_batched_tokens=256)
         fast, a = fly(jobs, config, MODELS["affine"], step_every=False)
         _, b = fly(jobs, config, MODELS["affine"], step_every=True)
-        same(a, b)
+        assert difference(a, b) is None
         assert fast.preemptions > 20
         assert fast.cache is not None and fast.cache.evictions > 20

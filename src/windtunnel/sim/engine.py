@@ -18,7 +18,7 @@ from windtunnel.sim.batching.intake import longest_unseen
 from windtunnel.sim.batching.reports import ForwardPass, Reports
 from windtunnel.sim.batching.runs import NEVER
 from windtunnel.sim.engine_config import EngineConfig, HostCosts
-from windtunnel.sim.jump import steps_ended
+from windtunnel.sim.jump import span, steps_ended
 from windtunnel.sim.specdecode import SpecDecode
 from windtunnel.sim.stepmodels.model import StepModel
 
@@ -130,8 +130,11 @@ class SimEngine(HandOver):
             self._out_of_line(a)
         a.state = GONE
         del self._here[attempt_id, dispatch]
-        if first and self._waiting and self._due != NEVER and self._k > 1:
-            self._cut_for(self._head(), self.agenda._now)
+        if first and self._waiting:
+            if self._due == NEVER:
+                self._wake_up()  # it may have waited for its own transfer only
+            elif self._k > 1:
+                self._cut_for(self._head(), self.agenda._now)
         self._on_cancelled(a)
         return True
 
@@ -188,9 +191,13 @@ class SimEngine(HandOver):
 
     def resume(self) -> None:
         """Steps start again, now."""
+        if self._paused and self._due == NEVER:
+            if self.pieces is not None and self.kv.n:
+                stopped_s = self._t0 + span(self._A, self._B, self._k)
+                self.pieces.stand_still(self.D, self.kv.n, stopped_s, self.agenda._now - stopped_s)
+            if self._here:
+                self._wake_up()
         self._paused = False
-        if self._here:
-            self._wake_up()
 
     def sleep(self, level: int = 1) -> None:
         """Level 1 keeps the weights in host memory, 2 drops them; the prefix cache is lost on both. EngineBusyError unless idle."""
@@ -218,8 +225,10 @@ class SimEngine(HandOver):
 
     # -- looking --------------------------------------------------------------------------------------------------------------------
 
-    def begun(self, now: float) -> int:
-        return min(self._k, steps_ended(self._t0, self._A, self._B, now, self._k) + 1)
+    def _steps_begun(self) -> int:
+        if self._due == NEVER or self._alone:
+            return 0
+        return min(self._k, steps_ended(self._t0, self._A, self._B, self.agenda._now, self._k) + 1)
 
     def state_at(self, t: float) -> EngineState:
         """Closed form for any t inside the current run (or now); changes nothing."""

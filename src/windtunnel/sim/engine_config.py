@@ -54,7 +54,7 @@ class EngineConfig:
     watermark: Annotated[float, Param(lo=0.0, hi=0.2, label="watermark", help="share of KV blocks kept free at admission", knob=False)] = 0.0
     reserve_full_input: Annotated[bool, Param(help="a prompt is admitted only if all its blocks are free", knob=False)] = True
     chunked_prefill: Annotated[bool, Param(label="chunked prefill", help="a prompt may be split over steps")] = True
-    preemption: Annotated[str, Param(choices=_CHOICES["preemption"], help="what happens to a request that loses its blocks", knob=False)] = "recompute"
+    preemption: Annotated[str, Param(choices=_CHOICES["preemption"], help="of a request that loses its blocks", knob=False)] = "recompute"
     swap_blocks: Annotated[int, _count(None, "host blocks", "KV blocks of host memory that preempted requests may move to", lo=0)] = 0
     pcie_bw: Annotated[float | None, Param(unit="B/s", label="PCIe", help="rate of swapped KV; needed for swap", knob=False)] = None
     kv_bytes_per_token: Annotated[float | None, Param(unit="B", label="KV bytes", help="per token; needed for swap", knob=False)] = None
@@ -64,7 +64,7 @@ class EngineConfig:
     min_decode_steps: Annotated[int, _count(None, "decode steps", "of prefill_first: between two admissions", lo=0)] = 0
     batch_wait_s: Annotated[float, Param(unit="s", label="batch wait", help="of static: from the first in line until a batch starts that is not "
                                          "full", knob=False)] = 0.0
-    pad: Annotated[bool, Param(label="padding", help="of static: who has finished stays in the cost of a step until the batch ends", knob=False)] = True
+    pad: Annotated[bool, Param(label="padding", help="of static: a finished request stays in the step cost until its batch ends", knob=False)] = True
     n_ctx: Annotated[int | None, _count(None, "slot context", "of slots: tokens of all max_num_seqs slots together")] = None
     prefix_cache: Annotated[bool, Param(label="prefix cache", help="KV blocks of equal prompt prefixes are computed once")] = True
     cache_block_tokens: Annotated[int | None, _count(None, "hash block", "tokens of one prefix hash; left out: block_size")] = None
@@ -75,7 +75,7 @@ class EngineConfig:
     spec_decode: SpecDecode | None = None
     noise_cv: Annotated[float, Param(lo=0.0, hi=0.5, label="noise", help="variation of step times: one log-normal factor, mean 1, per run of steps",
                                      knob=False)] = 0.0
-    role: Annotated[str, Param(choices=_CHOICES["role"], help="agg: both; prefill: hands KV over after token 1; decode: takes it", knob=False)] = "agg"
+    role: Annotated[str, Param(choices=_CHOICES["role"], help="prefill: hands KV over after token 1; decode: takes it", knob=False)] = "agg"
     first_token: Annotated[str, Param(choices=_CHOICES["first_token"], help="which side of a split pair yields token 1", knob=False)] = "prefill"
     wake_s: Annotated[tuple[float, float], Param(unit="s", help="to wake from sleep at level 1 (weights in host memory) and 2 (dropped)",
                                                  knob=False)] = (0.0, 0.0)

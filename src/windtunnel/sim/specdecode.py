@@ -27,7 +27,7 @@ class SpecDecode:
     accept: Annotated[float | tuple[float, ...], Param(lo=0.0, hi=1.0, label="acceptance", help="chance that a draft token is right, or one of "
                                                        "each position")] = 0.7
     draft_s: Annotated[float, Param(unit="s", label="draft", help="seconds per draft token", knob=False)] = 0.0
-    mode: Annotated[str, Param(choices=("expected", "sampled"), help="expected: the mean, without chance; sampled: drawn per step", knob=False)] = "expected"
+    mode: Annotated[str, Param(choices=("expected", "sampled"), help="the mean without chance, or drawn per step", knob=False)] = "expected"
 
     def __post_init__(self) -> None:
         check_number("spec_decode.k", self.k, lo=1, whole=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from windtunnel.sim.attempt import GONE, MOVING, WAITING, Attempt, Refusal
-from windtunnel.sim.batching.runs import NEVER, Runs
+from windtunnel.sim.batching.runs import Runs
 
 
 class HandOver(Runs):
@@ -72,18 +72,9 @@ class HandOver(Runs):
         self._here[a.id, a.dispatch] = a
         self._kv_wait.append((a, a.submitted_s, then))
         self._prepared = False
-        if len(self._kv_wait) == 1 and self._reserve_next(self._steps_taken()):
+        if len(self._kv_wait) == 1 and self._reserve_next(self._steps_begun() or 1):
             self._cut(self.agenda._now)
         return None
-
-    def _steps_taken(self) -> int:
-        """Steps of the current run whose blocks are taken: those that have begun."""
-        if self._due == NEVER:
-            return 1
-        return min(self._k, self.begun(self.agenda._now))
-
-    def begun(self, now: float) -> int:
-        raise NotImplementedError
 
     def _reserve_next(self, steps: int) -> bool:
         """The first in line for blocks: True if it has got them."""

@@ -29,6 +29,10 @@ class Intake(Members):
         """Into the queue, now."""
         raise NotImplementedError
 
+    def _steps_begun(self) -> int:
+        """Steps of the current run that have begun: their blocks are taken."""
+        raise NotImplementedError
+
     def _refusal(self, a: Attempt) -> Refusal | None:
         config = self.config
         if self.asleep:
@@ -41,6 +45,7 @@ class Intake(Members):
         if config.max_queued_requests is not None and self._waiting + self._inbound >= config.max_queued_requests:
             return Refusal(config.reject_status, "engine_queue_full")
         if config.max_queued_tokens is not None:
+            self._trim(self.D + self._steps_begun())
             a.held = a.prompt - self._hits(a) * self._hash_tokens
             if self._waiting + self._inbound and self._waiting_tokens + a.held > config.max_queued_tokens:
                 a.held = 0

@@ -97,7 +97,7 @@ def joins_after(engine: Runs, a: Attempt, j: int) -> int:
         j += _held_back(engine, engine.D + j)
         engine._limit = NO_LIMIT
     kv = engine.kv
-    if not a.computed and not kv.surely_fits(engine.D + j, -(-a.target // kv.size) + engine._reserve):
-        if not engine._has_room(a, engine.D + j, engine._hits(a), engine.budget):
-            return 0
-    return j
+    D = engine.D + j
+    if a.computed or kv.surely_fits(D, -(-a.target // kv.size) + engine._reserve) or engine._has_room(a, D, engine._hits(a), engine.budget):
+        return j
+    return 0

@@ -27,7 +27,7 @@ class Runs(Timing):
     """The step loop. At most one live agenda entry; that of a run that was cut short finds another `_due`."""
 
     __slots__ = (
-        "_A", "_B", "_admitted_D", "_agenda_queue", "_check", "_compose", "_due", "_eid", "_joins_after", "_on_finish", "_on_first", "_run_end",
+        "_A", "_B", "_admitted_D", "_agenda_queue", "_asks_hits", "_check", "_compose", "_due", "_eid", "_joins_after", "_on_finish", "_on_first", "_run_end",
         "_start_pending", "_step_every", "_t0", "busy_s", "events", "steps",
     )
 
@@ -40,6 +40,8 @@ class Runs(Timing):
         self._run_end = Call(self._end)  # one object for all entries of this engine
         self._agenda_queue: list[Any] = agenda._queue
         self._eid = agenda._eid
+        # Are prefixes looked up inside a run? Those that a long prompt fills must be findable at once.
+        self._asks_hits = config.max_queued_tokens is not None or config.role == "decode"
         self._t0 = self._A = self._B = 0.0
         self._due = NEVER  # when the current run ends
         self._start_pending = False
@@ -131,7 +133,7 @@ class Runs(Timing):
         a, q = self._chunks[0]
         kv = self.kv
         k = (a.target - a.computed - 1) // q
-        if len(self._chunks) > 1 or k < 2 or kv.n * self.width + q < self.budget:
+        if len(self._chunks) > 1 or k < 2 or kv.n * self.width + q < self.budget or (self._asks_hits and a.refs is not None):
             return 1
         if kv.n:
             marks = self._marks

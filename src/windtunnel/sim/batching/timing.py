@@ -47,7 +47,7 @@ class Timing(Progress):
         batch.tokens += b * (self.width - 1)
         batch.sequences = b + chunks
         A, B, lasts = self.model.run(batch, k)
-        model_lasts = lasts
+        model_lasts = lasts = int(lasts)  # of a fractional K a model may say a whole float
         if g != 1 and lasts > 1:
             B, lasts = self._stretched(batch, A, lasts)
         A += self._host_step_s + self._host_seq_s * batch.sequences
