@@ -87,6 +87,7 @@ class Progress(Room):
         for a, q in chunks:
             a.computed += q * k
             if a.refs is not None:
+                self._trim(self.D)  # what was displaced is not there to be filled again
                 self._make_findable(a)
             if a.computed < a.target:
                 continue

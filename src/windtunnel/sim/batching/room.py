@@ -40,14 +40,17 @@ class Room(Intake):
         self._grow(a, a.computed + q)
         return budget - q
 
-    def admit(self, budget: int) -> None:
-        """From the head of the queue while sequences, tokens and blocks last; the first one that does not fit stops it."""
+    def admit(self, budget: int) -> bool:
+        """From the head of the queue while sequences, tokens and blocks last; the first one that does not fit stops it.
+
+        True: look again after one step. Without whole reservation a hit takes its block too, so who is blocked may fit once it is evicted.
+        """
         running, queue, cache, kv = self._running, self._queue, self.cache, self.kv
         while self._waiting and budget > 0 and len(running) < self._max_seqs:
             a = queue[0] if not self._returned and queue[0].state == WAITING else self._head()
             if a.computed:  # its KV is stored: it comes back, or from another engine
                 if not self._bring_in(a, self.D + 1):
-                    return
+                    return False
                 continue
             hits = 0
             if a.blocks is not None and cache is not None:
@@ -56,12 +59,13 @@ class Room(Intake):
             q = a.target - hits * self._hash_tokens
             if q > budget:
                 if not self.config.chunked_prefill:
-                    return
+                    return False
                 q = budget
             if not kv.surely_fits(self.D + 1, -(-a.target // kv.size) + self._reserve) and not self._has_room(a, self.D + 1, hits, budget):
-                return
+                return hits > 0 and not self._reserve_full
             self._enter(a, q, hits)
             budget -= q
+        return False
 
     def _bring_in(self, a: Attempt, D: int) -> bool:
         """Someone whose KV is stored: swapped KV starts on its way back, KV from another engine is there. False: it must wait."""

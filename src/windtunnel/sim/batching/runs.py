@@ -133,7 +133,7 @@ class Runs(Timing):
         a, q = self._chunks[0]
         kv = self.kv
         k = (a.target - a.computed - 1) // q
-        if len(self._chunks) > 1 or k < 2 or kv.n * self.width + q < self.budget or (self._asks_hits and a.refs is not None):
+        if len(self._chunks) > 1 or k < 2 or kv.n * self.width + q < self.budget or (a.refs is not None and self._in_the_way(a)):
             return 1
         if kv.n:
             marks = self._marks
@@ -148,6 +148,12 @@ class Runs(Timing):
             else:
                 k = mid - 1
         return lo
+
+    def _in_the_way(self, a: Attempt) -> bool:
+        """Must the blocks that a prompt fills be findable step by step? Inside a run nobody looks, unless arrivals do; an idle equal of one
+        may be evicted meanwhile."""
+        assert self.cache is not None and a.blocks is not None
+        return self._asks_hits or not self.cache.idle.keys().isdisjoint(a.blocks[a.filled :])
 
     # -- cuts ---------------------------------------------------------------------------------------------------------------------
 

@@ -16,7 +16,6 @@ def sarathi_config(**changes: Any) -> EngineConfig:
 
 
 def compose(engine: Runs) -> bool:
-    """Schedule the chunks of the next step; True if a request was preempted."""
+    """Schedule the chunks of the next step; True if the one after it must be composed anew: a request was preempted."""
     preempted = engine.make_room()
-    engine.admit(engine.serve_partial())
-    return preempted
+    return engine.admit(engine.serve_partial()) or preempted

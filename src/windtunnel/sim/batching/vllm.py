@@ -11,20 +11,17 @@ if TYPE_CHECKING:
 
 
 def compose(engine: Runs) -> bool:
-    """Schedule the chunks of the next step; True if a request was preempted."""
+    """Schedule the chunks of the next step; True if the one after it must be composed anew: a request was preempted."""
     if engine.partial is None and engine.kv.surely_fits(engine.D + 1):  # the two steps below would do nothing
-        engine.admit(engine.budget - engine.kv.n * engine.width)
-        return False
+        return engine.admit(engine.budget - engine.kv.n * engine.width)
     preempted = engine.make_room()
     budget = engine.serve_partial()
-    if not preempted:
-        engine.admit(budget)
-    return preempted
+    return preempted or engine.admit(budget)
 
 
 def joins_after(engine: Runs, a: Attempt, j: int) -> int:
-    """The first boundary, from j steps on, at which the first in line could be admitted; 0: not while this run lasts. Blocks only get fewer."""
-    kv = engine.kv
+    """The first boundary, from j steps on, at which the first in line could be admitted; 0: not while this run lasts."""
+    kv = engine.kv  # blocks only get fewer
     budget = engine.budget - kv.n * engine.width
     if engine._chunks or len(engine._running) >= engine._max_seqs or budget <= 0:
         return 0
@@ -33,4 +30,4 @@ def joins_after(engine: Runs, a: Attempt, j: int) -> int:
     D = engine.D + j + 1  # blocks that the step after the boundary takes for those who run come first
     if kv.surely_fits(D, -(-a.target // kv.size) + engine._reserve) or a.computed or engine._has_room(a, D, engine._hits(a), budget):
         return j
-    return 0
+    return 0 if engine._reserve_full or not engine._hits(a) else j
