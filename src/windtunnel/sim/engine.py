@@ -118,8 +118,7 @@ class SimEngine(HandOver):
                 self._cut(self.agenda._now)
             return True
         if a.state == MOVING:
-            a.cancelled = True
-            self._stop_moving(a)
+            a.cancelled = True  # it goes when its KV arrives, or is taken back by who moves it
             return True
         if a.state == INBOUND:
             self._inbound -= 1

@@ -25,10 +25,8 @@ class HandOver(Runs):
     # -- the prefill side -----------------------------------------------------------------------------------------------------------
 
     def _hand_over(self, a: Attempt, now: float) -> bool:
-        """Token 1 here, unless the decode side yields it; out of the batch, blocks held. False: it is done."""
+        """Token 1 here, unless the decode side yields it; out of the batch, blocks held."""
         early = self.config.first_token == "prefill"
-        if early and a.output <= 1:
-            return False
         if early:
             a.generated += 1
             self._prefills += 1
@@ -40,12 +38,23 @@ class HandOver(Runs):
         self._prefilled.append(a)
         return early
 
+    def _tell_prefilled(self) -> None:
+        prefilled, self._prefilled = self._prefilled, []
+        for a in prefilled:
+            if a.cancelled:
+                self.release(a)
+                a.state = GONE
+                self._on_cancelled(a)
+            elif self._on_prefilled is not None:
+                self._on_prefilled(a)
+
     def release(self, a: Attempt) -> None:
         """Its KV is elsewhere, or nobody wants it: the blocks are free at the next step."""
         if self._here.pop((a.id, a.dispatch), None) is None:
             return
+        a.state = GONE
         self._free_held(a)
-        if self._waiting:
+        if self._waiting or self._kv_wait:
             self._disturb()
 
     def _free_held(self, a: Attempt) -> None:
@@ -96,15 +105,13 @@ class HandOver(Runs):
         then(a)
         return True
 
-    def _stop_moving(self, a: Attempt) -> None:
-        """Cancelled between two places: at once where nothing is under way here, else when it arrives."""
-        for i, waiting in enumerate(self._kv_wait):
-            if waiting[0] is a:
-                del self._kv_wait[i]
-                a.state = GONE
-                del self._here[a.id, a.dispatch]
-                self._on_cancelled(a)
-                return
+    def abandon(self, a: Attempt) -> None:
+        """The KV of an attempt that waits for blocks, or has them, will never come."""
+        if a.state == MOVING and self._here.pop((a.id, a.dispatch), None) is not None:
+            a.state = GONE
+            self._kv_wait = deque(entry for entry in self._kv_wait if entry[0] is not a)
+            self._free_held(a)
+            self._disturb()
 
     def submit_prefilled(self, a: Attempt) -> None:
         """The KV of an attempt with reserved blocks is here: it waits for a place in the batch. `generated`, `first_token_s` as on the other
@@ -122,8 +129,13 @@ class HandOver(Runs):
             return
         if a.refs is not None and a.computed == a.target:
             self._make_findable(a)
+        if not a.computed:
+            self._free_held(a)  # a prompt of one token is computed here like any other
         a.state = WAITING
-        self._queue.append(a)
+        if a.computed:
+            self._to_the_front(a)
+        else:
+            self._queue.append(a)
         self._waiting += 1
         self._disturb()
 

@@ -94,8 +94,16 @@ class Members:
         if type(self._queue) is PriorityLine:
             self._queue.append(a)
         else:
-            self._returned.append(a)
+            self._to_the_front(a)
         self._waiting += 1
+
+    def _to_the_front(self, a: Attempt) -> None:
+        """Ahead of all but those who hold blocks already: behind someone who waits for blocks they could keep them for ever."""
+        returned = self._returned
+        i = len(returned)
+        while i and returned[i - 1].computed and returned[i - 1].state == WAITING:
+            i -= 1
+        returned.insert(i, a)
 
     def _hits(self, a: Attempt) -> int:
         """Leading blocks of the prompt in the cache; at least one token is always computed."""
@@ -235,7 +243,8 @@ class Members:
         decoding = [a for a in self._running.values() if a.end_mark >= 0]
         computed = [a.base + D if self._g is None else a.base[0] + tokens_after(D - a.base[1], self._g) for a in decoding]
         held = sum(kv.blocks_for(tokens) for tokens in computed)
-        held += sum(a.held + len(a.refs or ()) * per for a in self._here.values() if a.end_mark < 0 and a.state in (RUNNING, MOVING))
+        holders = (a for a in self._here.values() if a.end_mark < 0 and (a.state in (RUNNING, MOVING) or (a.state == WAITING and a.computed)))
+        held += sum(a.held + len(a.refs or ()) * per for a in holders)
         if self.cache is not None:
             counted = Counter(h for a in self._here.values() for h in a.refs or ())
             assert counted == self.cache.refs, self.name

@@ -93,8 +93,9 @@ class Progress(Room):
                 continue
             if a is self.partial:
                 self.partial = None
-            if self._split and self._hand_over(a, now):
-                firsts.append(a)
+            if self._split and (a.output > 1 or self.config.first_token == "decode"):
+                if self._hand_over(a, now):
+                    firsts.append(a)
                 continue
             a.generated += 1
             self._prefills += 1
@@ -115,7 +116,7 @@ class Progress(Room):
         return firsts
 
     def _hand_over(self, a: Attempt, now: float) -> bool:
-        """To another engine, which decodes it; False if it is done here."""
+        """To another engine, which decodes it; True if token 1 came here."""
         raise NotImplementedError
 
     def _join(self, a: Attempt) -> None:

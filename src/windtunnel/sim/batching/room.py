@@ -15,11 +15,12 @@ from windtunnel.sim.engine_config import EngineConfig
 class Room(Intake):
     """Admission and preemption. `_arrived`: requests whose KV has come and that decode from the next step on."""
 
-    __slots__ = ("_arrived", "_block_s", "_host_blocks", "_pcie_free_s", "_prepared", "swapped_blocks")
+    __slots__ = ("_arrived", "_block_s", "_emptied", "_host_blocks", "_pcie_free_s", "_prepared", "swapped_blocks")
 
     def __init__(self, name: str, config: EngineConfig, *args: Any, **options: Any) -> None:
         super().__init__(name, config, *args, **options)
         self._arrived: list[Attempt] = []
+        self._emptied = False  # did the last preemption leave nobody in the batch?
         self._prepared = True  # nothing to do before a step is composed
         self._host_blocks = self.swapped_blocks = 0
         self._pcie_free_s = self._block_s = 0.0
@@ -51,6 +52,7 @@ class Room(Intake):
             if a.computed:  # its KV is stored: it comes back, or from another engine
                 if not self._bring_in(a, self.D + 1):
                     return False
+                budget -= self.width if a.state == RUNNING else 0
                 continue
             hits = 0
             if a.blocks is not None and cache is not None:
@@ -107,6 +109,7 @@ class Room(Intake):
         while self._running and not self.kv.fits(self.D + 1, self._partial_growth()):
             self._preempt(self._victim())
             preempted = True
+        self._emptied = preempted and not self._running
         return preempted
 
     def _victim(self) -> Attempt:

@@ -87,6 +87,8 @@ class Runs(Timing):
                 batch.tokens = batch.sampled = batch.sequences = b
                 batch.prefill = _NOTHING
         else:
+            if self._emptied:
+                self._again()
             return
         batch.decode_seqs = b
         if self._plain:
@@ -109,8 +111,8 @@ class Runs(Timing):
             self._tell_started()
 
     def _again(self) -> None:
-        """All were preempted and nobody is admitted yet: compose once more, those in front may come back at once."""
-        self._start_pending = True
+        """All were preempted, for KV that is on its way here has its blocks: compose once more, somebody else may go on."""
+        self._emptied, self._start_pending = False, True
         self.agenda.at(self.agenda._now, STEP_START, self._start)
 
     def _fill(self, batch: Batch, b: int) -> None:
@@ -231,6 +233,8 @@ class Runs(Timing):
             firsts = self._finish_chunks(now, finished)
             if finished or self._on_first is not None:
                 self._tell(finished, firsts, now)
+        if self._split:
+            self._tell_prefilled()
         if self._cancels:
             self._let_go()
         if self._reports is not None:
