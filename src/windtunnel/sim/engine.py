@@ -46,7 +46,8 @@ class SimEngine(HandOver):
             raise ConfigValueError("rng", "noise and sampled speculation need a generator")
         egress_s = config.host.egress_s
         if egress_s:
-            on_first, on_finish = _later(agenda, egress_s, on_first, True), _later(agenda, egress_s, on_finish, False)
+            on_finish = _later(agenda, egress_s, on_finish, times=True)
+            on_first = None if on_first is None else _later(agenda, egress_s, on_first, times=False)
         super().__init__(
             name, config, model, agenda, on_finish=on_finish, on_first=on_first, on_cancelled=on_cancelled, on_started=on_started,
             on_prefilled=on_prefilled, rng=rng, reports=None if on_report is None else Reports(on_report, fpm_interval_s),
@@ -257,15 +258,14 @@ class SimEngine(HandOver):
         return prompts, kv
 
 
-def _later(agenda: Agenda, seconds: float, tell: Callable[[Attempt], None] | None, first: bool) -> Callable[[Attempt], None]:
-    """A token reaches the caller `seconds` after the engine had it; the attempt's times become the caller's."""
+def _later(agenda: Agenda, seconds: float, tell: Callable[[Attempt], None], times: bool) -> Callable[[Attempt], None]:
+    """What an engine has done reaches the caller `seconds` later. times: the attempt's times become the caller's, at its end."""
 
     def told(a: Attempt) -> None:
-        if first:
-            a.first_token_s = agenda._now + seconds
-        else:
+        if times:
             a.finished_s = agenda._now + seconds
-        if tell is not None:
-            agenda.at(agenda._now + seconds, COMPLETION, lambda _: tell(a))
+            if a.first_token_s is not None:
+                a.first_token_s += seconds
+        agenda.at(agenda._now + seconds, COMPLETION, lambda _: tell(a))
 
     return told

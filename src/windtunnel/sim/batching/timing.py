@@ -46,10 +46,10 @@ class Timing(Progress):
         batch.decode_seqs, batch.decode_kv = b, kv_tokens  # type: ignore[assignment]
         batch.tokens += b * (self.width - 1)
         batch.sequences = b + chunks
-        A, B, lasts = self.model.run(batch, k)
+        A, B, lasts = self.model.run(batch, k if g == 1 else int((k - 1) * g) + 1)
         model_lasts = lasts = int(lasts)  # of a fractional K a model may say a whole float
         if g != 1 and lasts > 1:
-            B, lasts = self._stretched(batch, A, lasts)
+            B, lasts = self._stretched(batch, A, min(k, int((lasts - 1) / g + 1e-9) + 1))
         A += self._host_step_s + self._host_seq_s * batch.sequences
         spec = self.config.spec_decode
         if spec is not None and b:
@@ -69,7 +69,6 @@ class Timing(Progress):
     def _stretched(self, batch: Batch, A: float, lasts: int) -> tuple[float, int]:
         """(B, steps) when every decode gets g tokens a step: models state their law for one."""
         g, kv, prefill = self._g or 1.0, batch.decode_kv, batch.prefill
-        lasts = int((lasts - 1) / g) + 1
         if lasts == 1:
             return 0.0, 1
         batch.decode_kv = kv + g * batch.decode_seqs  # type: ignore[assignment]
