@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -82,8 +83,8 @@ def fly(jobs: list[Job], config: EngineConfig, step_model: StepModel, *, step_ev
         tokens = []
         if a.finished_s is not None:
             tokens = [engine.pieces.token_time(a, n) for n in range(1, max(1, a.output) + 1)]
-        rows.append((a.id, a.generated, a.preemptions, a.recomputed_tokens, a.swapped_blocks, a.cached_tokens, held.get(a.id), a.started_s, a.first_token_s,
-                     a.finished_s, *tokens))
+        rows.append((a.id, a.generated, a.preemptions, a.recomputed_tokens, a.swapped_blocks, a.cached_tokens, held.get(a.id), a.started_s,
+                     a.first_token_s, a.finished_s, *tokens))
     numbers = (engine.steps, engine.output_tokens, engine.preemptions, engine.prefix_hit_blocks, engine.sequence_steps, engine.D,
                engine.cache.evictions if engine.cache else 0, engine.swapped_blocks)
     seconds, counts = engine.pieces.gaps()
@@ -107,7 +108,7 @@ def itl(attempts_rows: list[Any]) -> list[float]:
     gaps: list[float] = []
     for row in attempts_rows:
         times = sorted(set(row[10:]))
-        gaps += [y - x for x, y in zip(times, times[1:])]
+        gaps += [y - x for x, y in pairwise(times)]
     return sorted(gaps)
 
 
@@ -122,7 +123,8 @@ def configs(draw: Any) -> EngineConfig:
     changes: dict[str, Any] = {"policy": policy, "max_num_seqs": draw(st.integers(1, 8))}
     spec = draw(st.sampled_from([None, None, SpecDecode(3, 0.7), SpecDecode(2, (0.9, 0.35), 1e-4)]))
     if draw(st.booleans()):
-        changes |= {"preemption": "swap", "swap_blocks": draw(st.integers(0, 60)), "kv_bytes_per_token": 1e5, "pcie_bw": draw(st.sampled_from([1e7, 3e9]))}
+        changes |= {"preemption": "swap", "swap_blocks": draw(st.integers(0, 60)), "kv_bytes_per_token": 1e5,
+                    "pcie_bw": draw(st.sampled_from([1e7, 3e9]))}
     if policy == "prefill_first":
         changes |= {"min_decode_steps": draw(st.sampled_from([0, 0, 3, 10])), "admission": draw(st.sampled_from(["blocks", "peak"]))}
     if policy == "static":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -363,7 +364,7 @@ def test_SE_15_reports_at_most_each_interval_and_zeros_when_idle() -> None:
     bench.send("b", 70, 1, at_s=0.05)
     bench.agenda.run(until=3.0)
     busy = [r for r in reports if r.step_s]
-    gaps = [y.at_s - x.at_s for x, y in zip(busy, busy[1:])]
+    gaps = [y.at_s - x.at_s for x, y in pairwise(busy)]
     assert len(busy) >= 5
     assert all(0.1 <= gap < 0.107 for gap in gaps)
     assert {(r.decode_seqs, r.prefill_seqs, r.queued_prefill_tokens) for r in busy[1:5]} == {(1, 0, 70)}

@@ -43,6 +43,12 @@ class Attempt:
         "priority", "prompt", "ready_s", "recomputed_tokens", "refs", "segments", "started_s", "state", "submitted_s", "swapped_blocks", "target",
     )
 
+    # Only of who was swapped out: when that ended. Only of who was prefilled elsewhere: the way of its KV.
+    ready_s: float
+    kv_bytes: float
+    kv_wait_s: float
+    kv_transfer_s: float
+
     def __init__(self, id: str, dispatch: int, prompt: int, output: int, priority: int = 0, blocks: tuple[int, ...] | None = None) -> None:
         self.id, self.dispatch, self.prompt, self.output, self.priority, self.blocks = id, dispatch, prompt, output, priority, blocks
         self.submitted_s = 0.0

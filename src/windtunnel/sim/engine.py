@@ -13,10 +13,9 @@ from windtunnel.errors import ConfigValueError, EngineBusyError
 from windtunnel.policy.param import check_number
 from windtunnel.sim.agenda import COMPLETION, STEP_START, Agenda
 from windtunnel.sim.attempt import GONE, INBOUND, MOVING, RUNNING, SWAPPED, WAITING, Attempt, EngineState, Refusal
-from windtunnel.sim.batching.handover import HandOver
 from windtunnel.sim.batching.intake import longest_unseen
 from windtunnel.sim.batching.reports import ForwardPass, Reports
-from windtunnel.sim.batching.runs import NEVER
+from windtunnel.sim.batching.runs import NEVER, Runs
 from windtunnel.sim.engine_config import EngineConfig, HostCosts
 from windtunnel.sim.jump import span, steps_ended
 from windtunnel.sim.specdecode import SpecDecode
@@ -25,7 +24,7 @@ from windtunnel.sim.stepmodels.model import StepModel
 __all__ = ["Attempt", "EngineConfig", "EngineState", "ForwardPass", "HostCosts", "Refusal", "SimEngine", "SpecDecode"]
 
 
-class SimEngine(HandOver):
+class SimEngine(Runs):
     """One replica's engine on an agenda.
 
     on_finish, on_cancelled, on_first, on_started are called with the attempt, when the engine is consistent; they may submit and cancel.
@@ -246,16 +245,6 @@ class SimEngine(HandOver):
         if self._g is not None and ended:
             generated += self._extra_now(D + ended) - self._extra_now(D)
         return EngineState(len(self._running), self._waiting, fraction, generated)
-
-    def queued(self) -> tuple[int, int]:
-        """(prompt tokens waiting, tokens of decodes waiting to come back). O(waiting)."""
-        prompts = kv = 0
-        for a in (*self._returned, *self._queue):
-            if a.state == SWAPPED or (a.state == WAITING and a.computed):
-                kv += a.computed
-            elif a.state == WAITING:
-                prompts += a.target
-        return prompts, kv
 
 
 def _later(agenda: Agenda, seconds: float, tell: Callable[[Attempt], None], times: bool) -> Callable[[Attempt], None]:

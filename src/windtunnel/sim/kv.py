@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class Blocks:
     """`total` blocks (None: unbounded) of `size` tokens, and the set of decoding requests that fill them.
@@ -20,7 +22,7 @@ class Blocks:
 
     def clear(self) -> None:
         self.fixed = self.n = 0
-        self.base_sum: float = 0  # an int unless stretched
+        self.base_sum: Any = 0  # an int; a float if stretched
         self.bins = [0] * self.size
 
     def blocks_for(self, tokens: int) -> int:
@@ -45,7 +47,7 @@ class Blocks:
         for r, count in enumerate(self.bins):
             if count:
                 spare += count * (-(r + D) % size)
-        return self.fixed + (self.base_sum + self.n * D + spare) // size
+        return self.fixed + (self.base_sum + self.n * D + spare) // size  # type: ignore[no-any-return]
 
     def surely_fits(self, D: int, cached: int = 0) -> bool:
         """True if the blocks in use at D, and `cached` ones, fit whatever the bins are. O(1); False says nothing."""

@@ -6,11 +6,11 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from windtunnel.sim.attempt import GONE, MOVING, WAITING, Attempt, Refusal
-from windtunnel.sim.batching.runs import Runs
+from windtunnel.sim.attempt import GONE, MOVING, SWAPPED, WAITING, Attempt, Refusal
+from windtunnel.sim.batching.progress import Progress
 
 
-class HandOver(Runs):
+class HandOver(Progress):
     """on_prefilled(attempt): its prefill is complete; its blocks stay here until `release`. Called at the boundary, the engine consistent."""
 
     __slots__ = ("_kv_wait", "_on_prefilled", "_paused", "_prefilled")
@@ -82,7 +82,7 @@ class HandOver(Runs):
         self._kv_wait.append((a, a.submitted_s, then))
         self._prepared = False
         if len(self._kv_wait) == 1 and self._reserve_next(self._steps_begun() or 1):
-            self._cut(self.agenda._now)
+            self._disturb()
         return None
 
     def _reserve_next(self, steps: int) -> bool:
@@ -159,3 +159,15 @@ class HandOver(Runs):
             pass
         self._prepared = not self._kv_wait
         return True
+
+    # -- looking ----------------------------------------------------------------------------------------------------------------------
+
+    def queued(self) -> tuple[int, int]:
+        """(prompt tokens waiting, tokens of decodes waiting to come back). O(waiting)."""
+        prompts = kv = 0
+        for a in (*self._returned, *self._queue):
+            if a.state == SWAPPED or (a.state == WAITING and a.computed):
+                kv += a.computed
+            elif a.state == WAITING:
+                prompts += a.target
+        return prompts, kv

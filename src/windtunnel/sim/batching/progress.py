@@ -82,12 +82,13 @@ class Progress(Room):
     def _finish_chunks(self, now: float, finished: list[Attempt]) -> list[Attempt]:
         """Prefills move on; a complete one yields a token and decodes from now on, or is done. Returns those with a first token."""
         firsts: list[Attempt] = []
-        k, chunks = self._k, self._chunks
+        k, chunks, D, marks, kv = self._k, self._chunks, self.D, self._marks, self.kv
+        size = kv.size
         self._chunk_steps += k * len(chunks)
         for a, q in chunks:
             a.computed += q * k
             if a.refs is not None:
-                self._trim(self.D)  # what was displaced is not there to be filled again
+                self._trim(D)  # what was displaced is not there to be filled again
                 self._make_findable(a)
             if a.computed < a.target:
                 continue
@@ -109,7 +110,18 @@ class Progress(Room):
                 self._finish(a, now)
                 finished.append(a)
             else:
-                self._join(a)
+                if self._simple:  # as _join, for the common case
+                    computed = a.computed
+                    kv.fixed -= -(-computed // size)
+                    a.held = 0
+                    a.base = base = computed - D
+                    kv.n += 1
+                    kv.base_sum += base
+                    kv.bins[base % size] += 1
+                    a.end_mark = mark = D + a.output - a.generated
+                    heappush(marks, (mark, a.order, a))
+                else:
+                    self._join(a)
                 if is_first:
                     firsts.append(a)
         chunks.clear()
@@ -124,8 +136,8 @@ class Progress(Room):
         computed = a.computed
         kv.fixed -= -(-computed // kv.size)
         a.held = 0
-        a.base = base = computed - self.D if self._g is None else (computed, self.D)
-        kv.join(base)
+        a.base = computed - self.D if self._g is None else (computed, self.D)
+        kv.join(a.base)
         a.end_mark = mark = self.D + (a.output - a.generated if self._g is None else self.steps_to_end(a))
         heappush(self._marks, (mark, a.order, a))
 

@@ -11,7 +11,7 @@ from windtunnel.sim.agenda import COMPLETION
 from windtunnel.sim.stepmodels.model import Batch
 
 if TYPE_CHECKING:
-    from windtunnel.sim.batching.runs import Runs
+    from windtunnel.sim.batching.handover import HandOver
 
 IDLE_S = 1.0  # an idle engine reports zeros so often
 
@@ -49,7 +49,7 @@ class Reports:
         """A run of such steps begins."""
         self._step = (step_s, sum(q for q, _ in batch.prefill), len(batch.prefill), batch.decode_seqs, int(batch.decode_kv))
 
-    def ended(self, engine: Runs, now: float, steps: int, slope_s: float) -> None:
+    def ended(self, engine: HandOver, now: float, steps: int, slope_s: float) -> None:
         """A run has ended: is a report due?"""
         if now >= self._last_s + self.interval_s:
             step_s, tokens, prefills, decodes, kv = self._step
@@ -61,13 +61,13 @@ class Reports:
         if not engine._here:
             self.idle(engine)
 
-    def idle(self, engine: Runs) -> None:
+    def idle(self, engine: HandOver) -> None:
         """Zeros each second from now on, while nobody is here."""
         if not self._idle:
             self._idle = True
             engine.agenda.at(engine.agenda._now + IDLE_S, COMPLETION, lambda _: self._nothing(engine))
 
-    def _nothing(self, engine: Runs) -> None:
+    def _nothing(self, engine: HandOver) -> None:
         self._idle = False
         if not engine._here:
             now = engine.agenda._now

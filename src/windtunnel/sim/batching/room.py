@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from windtunnel.errors import ConfigValueError
@@ -47,6 +48,7 @@ class Room(Intake):
         True: look again after one step. Without whole reservation a hit takes its block too, so who is blocked may fit once it is evicted.
         """
         running, queue, cache, kv = self._running, self._queue, self.cache, self.kv
+        total, size = kv.total, kv.size
         while self._waiting and budget > 0 and len(running) < self._max_seqs:
             a = queue[0] if not self._returned and queue[0].state == WAITING else self._head()
             if a.computed:  # its KV is stored: it comes back, or from another engine
@@ -54,16 +56,18 @@ class Room(Intake):
                     return False
                 budget -= self.width if a.state == RUNNING else 0
                 continue
-            hits = 0
+            hits, q = 0, a.target
             if a.blocks is not None and cache is not None:
                 self._trim(self.D + 1)
                 hits = self._hits(a)
-            q = a.target - hits * self._hash_tokens
+                q -= hits * self._hash_tokens
             if q > budget:
                 if not self.config.chunked_prefill:
                     return False
                 q = budget
-            if not kv.surely_fits(self.D + 1, -(-a.target // kv.size) + self._reserve) and not self._has_room(a, self.D + 1, hits, budget):
+            # as `kv.surely_fits`, for a plain pool in place
+            if total is not None and (kv.stretched or kv.base_sum + kv.n * (self.D + size) + a.target + size > (
+                    total - kv.fixed - self._reserve) * size) and not self._has_room(a, self.D + 1, hits, budget):
                 return hits > 0 and not self._reserve_full
             self._enter(a, q, hits)
             budget -= q
@@ -116,10 +120,9 @@ class Room(Intake):
         """The last admitted, or the least urgent. One that has not got on by a token since it was a victim is spared: two would throw each
         other out for ever."""
         running = self._running
+        order: Iterable[Attempt] = reversed(running.values())
         if type(self._queue) is PriorityLine:
             order = sorted(running.values(), key=lambda a: (a.priority, a.line), reverse=True)
-        else:
-            order = reversed(running.values())  # type: ignore[assignment]
         for a in order:
             if a.preempted_at != (self._generated(a) if a.end_mark >= 0 else a.generated):
                 return a

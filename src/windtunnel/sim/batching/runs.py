@@ -27,8 +27,8 @@ class Runs(Timing):
     """The step loop. At most one live agenda entry; that of a run that was cut short finds another `_due`."""
 
     __slots__ = (
-        "_A", "_B", "_admitted_D", "_agenda_queue", "_asks_hits", "_check", "_compose", "_due", "_eid", "_joins_after", "_on_finish", "_on_first", "_run_end",
-        "_start_pending", "_step_every", "_t0", "busy_s", "events", "steps",
+        "_A", "_B", "_admitted_D", "_agenda_queue", "_asks_hits", "_check", "_compose", "_due", "_eid", "_joins_after", "_on_finish", "_on_first",
+        "_run_end", "_start_pending", "_step_every", "_t0", "busy_s", "events", "steps",
     )
 
     def __init__(self, name: str, config: EngineConfig, model: StepModel, agenda: Agenda, *, on_finish: Callable[[Attempt], None],
@@ -58,27 +58,29 @@ class Runs(Timing):
             return
         if self._cancels:
             self._let_go()
-        kv = self.kv
+        kv, chunks = self.kv, self._chunks
         once = self._step_every
         if (self._waiting or self.partial is not None) and self._compose(self):
             once = True  # somebody lost its blocks: at the next boundary it may be admitted again
         batch = self._batch
-        if self._chunks:
+        if chunks:
             k = 1 if once or self.partial is None else self._chunk_run()
             b = 0 if self._alone else kv.n
             self._fill(batch, b)
         elif kv.n:
             marks = self._marks
-            while marks[0][2].end_mark != marks[0][0]:
+            first = marks[0]
+            while first[2].end_mark != first[0]:
                 heappop(marks)
-            k = 1 if once else marks[0][0] - self.D
+                first = marks[0]
+            k = 1 if once else first[0] - self.D
             if kv.total is not None and (kv.stretched or kv.base_sum + kv.n * (self.D + k + kv.size) > (kv.total - kv.fixed) * kv.size):
                 k = kv.affordable(self.D, k)
                 if not k:
                     self._compose(self)  # somebody loses its blocks
                     k = 1
             b = kv.n
-            if self._chunks:
+            if chunks:
                 self._fill(batch, b)
             elif not b:
                 self._again()
@@ -100,12 +102,12 @@ class Runs(Timing):
             if self._plain:
                 self.per_step_steps += lasts == 1
             k = lasts
-        if not (0.0 < A < inf and 0.0 < A + B * (k - 1) < inf):
-            raise ModelStepTimeError(f"{type(self.model).__name__} gave {A!r} + {B!r}·j s for {k} steps of {batch}")
         self._t0 = now = self.agenda._now
         self._A, self._B, self._k = A, B, k
         self.events += 1
         self._due = due = now + (k * A + B * (k * (k - 1) * 0.5))
+        if not (A > 0.0 <= B and due < inf) and not (0.0 < A < inf and 0.0 < A + B * (k - 1) < inf):
+            raise ModelStepTimeError(f"{type(self.model).__name__} gave {A!r} + {B!r}·j s for {k} steps of {batch}")
         heappush(self._agenda_queue, (due, COMPLETION, next(self._eid), self._run_end))
         if self._started:
             self._tell_started()
@@ -117,13 +119,20 @@ class Runs(Timing):
 
     def _fill(self, batch: Batch, b: int) -> None:
         """A step with prefills."""
-        prefill = []
+        chunks = self._chunks
+        if len(chunks) == 1:
+            a, q = chunks[0]
+            batch.prefill = [(q, a.computed)]
+            batch.tokens, batch.sequences = b + q, b + 1
+            batch.sampled = b + 1 if a.computed + q >= a.target else b
+            return
         tokens = sampled = b
-        for a, q in self._chunks:
+        batch.prefill = prefill = []
+        for a, q in chunks:
             prefill.append((q, a.computed))
             tokens += q
             sampled += a.computed + q >= a.target
-        batch.prefill, batch.tokens, batch.sampled, batch.sequences = prefill, tokens, sampled, b + len(prefill)
+        batch.tokens, batch.sampled, batch.sequences = tokens, sampled, b + len(prefill)
 
     def _tell_started(self) -> None:
         started, self._started = self._started, []
@@ -202,7 +211,7 @@ class Runs(Timing):
             return  # a run that was cut short
         self._due = NEVER
         self._start_pending = True  # what the callbacks submit finds the start coming
-        k = self._k
+        k, chunks = self._k, self._chunks
         self.steps += k
         self.busy_s += now - self._t0
         if self._alone:
@@ -216,19 +225,19 @@ class Runs(Timing):
             self._decode_steps += k * self.kv.n
             if self._sampled:
                 self._accept(self._rng.random, now)
-        if k > 1 and self._chunks:
-            a, q = self._chunks[0]
+        if k > 1 and chunks:
+            a, q = chunks[0]
             self._grow(a, a.computed + q * k)
         marks = self._marks
         if marks and marks[0][0] <= self.D:
             finished = self._finish_marks(now)
-            firsts = self._finish_chunks(now, finished) if self._chunks else _NOTHING
+            firsts = self._finish_chunks(now, finished) if chunks else _NOTHING
             if self._on_first is not None:
                 self._tell(finished, firsts, now)
             else:
                 for a in finished:
                     self._on_finish(a)
-        elif self._chunks:
+        elif chunks:
             finished = []
             firsts = self._finish_chunks(now, finished)
             if finished or self._on_first is not None:

@@ -17,5 +17,8 @@ def sarathi_config(**changes: Any) -> EngineConfig:
 
 def compose(engine: Runs) -> bool:
     """Schedule the chunks of the next step; True if the one after it must be composed anew: a request was preempted."""
+    kv = engine.kv
+    if engine.partial is None and kv.surely_fits(engine.D + 1):  # nobody loses its blocks, no prompt is under way
+        return engine.admit(engine.budget - kv.n * engine.width)
     preempted = engine.make_room()
     return engine.admit(engine.serve_partial()) or preempted

@@ -6,14 +6,14 @@ from math import exp, log, sqrt
 from typing import Any
 
 from windtunnel.sim.agenda import Agenda
-from windtunnel.sim.batching.progress import Progress
+from windtunnel.sim.batching.handover import HandOver
 from windtunnel.sim.batching.reports import Reports
 from windtunnel.sim.engine_config import EngineConfig
 from windtunnel.sim.jump import first_boundary
 from windtunnel.sim.stepmodels.model import Batch, StepModel
 
 
-class Timing(Progress):
+class Timing(HandOver):
     """Steps with a price. `_plain`: it is the model's, nothing more."""
 
     __slots__ = ("_batch", "_host_seq_s", "_host_step_s", "_plain", "_reports", "_rng", "_sampled", "_sigma", "_speed", "model", "per_step_steps")

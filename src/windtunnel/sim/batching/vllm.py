@@ -12,8 +12,9 @@ if TYPE_CHECKING:
 
 def compose(engine: Runs) -> bool:
     """Schedule the chunks of the next step; True if the one after it must be composed anew: a request was preempted."""
-    if engine.partial is None and engine.kv.surely_fits(engine.D + 1):  # the two steps below would do nothing
-        return engine.admit(engine.budget - engine.kv.n * engine.width)
+    kv = engine.kv
+    if engine.partial is None and kv.surely_fits(engine.D + 1):  # the two steps below would do nothing
+        return engine.admit(engine.budget - kv.n * engine.width)
     preempted = engine.make_room()
     budget = engine.serve_partial()
     return preempted or engine.admit(budget)
