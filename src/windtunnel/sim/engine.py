@@ -145,7 +145,7 @@ class SimEngine(Runs):
         running = list(self._running.values())
         for a in running:
             if a.end_mark >= 0:
-                before, a.generated = a.generated, self._generated(a)
+                before, a.generated = a.generated, self._generated(a, self.D)
                 self._left_decoding(a, before)
         waiting = [a for a in (*reversed(self._returned), *self._queue) if a.state in (WAITING, SWAPPED)]
         listed = {id(a) for a in (*running, *waiting)}
@@ -245,6 +245,12 @@ class SimEngine(Runs):
         if self._g is not None and ended:
             generated += self._extra_now(D + ended) - self._extra_now(D)
         return EngineState(len(self._running), self._waiting, fraction, generated)
+
+    def progress_at(self, t: float) -> tuple[tuple[str, int], ...]:
+        """(request id, output tokens) of the running requests at any t inside the current run (or now); O(running), changes nothing."""
+        ended = steps_ended(self._t0, self._A, self._B, t, self._k) if self._due != NEVER and not self._alone else 0
+        D = self.D + ended
+        return tuple((a.id, self._generated(a, D) if a.end_mark >= 0 else a.generated) for a in self._running.values())
 
 
 def _later(agenda: Agenda, seconds: float, tell: Callable[[Attempt], None], times: bool) -> Callable[[Attempt], None]:

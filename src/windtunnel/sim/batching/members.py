@@ -173,11 +173,11 @@ class Members:
         kv.fixed += held - a.held
         a.held = held
 
-    def _generated(self, a: Attempt) -> int:
+    def _generated(self, a: Attempt, D: int) -> int:
         """Output tokens of a decoding request at D."""
         if self._g is None:
-            return a.output - (a.end_mark - self.D)
-        return min(a.output, a.generated + tokens_after(self.D - a.base[1], self._g))
+            return a.output - (a.end_mark - D)
+        return min(a.output, a.generated + tokens_after(D - a.base[1], self._g))
 
     def _leave(self, a: Attempt) -> None:
         """Out of the batch: its counts brought up to date, its blocks free."""
@@ -188,7 +188,7 @@ class Members:
         refs = a.refs
         if a.end_mark >= 0:
             before = a.generated
-            a.generated = self._generated(a)
+            a.generated = self._generated(a, self.D)
             a.computed = a.base + self.D if self._g is None else a.base[0] + a.generated - before
             if refs is not None:
                 self._make_findable(a)

@@ -57,7 +57,7 @@ class Progress(Room):
                 heappush(self._marks, (a.end_mark, a.order, a))
                 self._extra_tokens += right
                 if a.segments is not None:
-                    a.segments.append((self._generated(a), D, now))
+                    a.segments.append((self._generated(a, self.D), D, now))
 
     def _finish_marks(self, now: float) -> list[Attempt]:
         """Decodes that got their last token, in admission order."""

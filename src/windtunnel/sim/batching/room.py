@@ -124,7 +124,7 @@ class Room(Intake):
         if type(self._queue) is PriorityLine:
             order = sorted(running.values(), key=lambda a: (a.priority, a.line), reverse=True)
         for a in order:
-            if a.preempted_at != (self._generated(a) if a.end_mark >= 0 else a.generated):
+            if a.preempted_at != (self._generated(a, self.D) if a.end_mark >= 0 else a.generated):
                 return a
         return running[next(reversed(running))]
 
