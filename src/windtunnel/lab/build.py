@@ -82,7 +82,8 @@ def _lane(spec: ControlSpec, pools: Sequence[PoolFacts], context: Callable[[str]
     return Lane(name, queue=_queue(spec.queue, context("queue")), admission=admission,
                 router=spec.routing.config().build(context("routing")), pools=tuple(p.name for p in pools),
                 models=frozenset({model} if model else ()), cap=_cap(limit),
-                gates=lane_gates(spec, shared, admission, name, context))
+                gates=lane_gates(spec, shared, admission, name, context),
+                signal=spec.admission.signal or "ttft")
 
 
 def _queue(spec: Any, context: BuildContext) -> Queue:

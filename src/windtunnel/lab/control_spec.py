@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -36,6 +36,8 @@ class AdmissionSpec(Spec):
 
     limit: Annotated[Any, Kinds("admission.limit")] | None = None
     gates: tuple[Annotated[Any, Kinds("admission.gates")], ...] | None = None
+    signal: Literal["ttft", "per_token", "rtt"] | None = Field(
+        default=None, description="Latency that limits learn from: dispatch to first token (default), time per token, or dispatch to end.")
 
 
 class ControlSpec(Spec):

@@ -22,6 +22,8 @@ class Endings(Book):
             self.late_events += 1
             return
         rtt_s = None if event.first_token_s is None else event.first_token_s - opened.sent_s
+        if opened.lane.signal != "ttft":
+            rtt_s = opened.lane.latency_s(event, opened.sent_s, self.now)
         self._release(opened, "success", rtt_s, None, event.output_tokens)
         del self.open[request_id]
         if opened.lane.gates is not None:

@@ -6,7 +6,8 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from windtunnel.events import Request
+from windtunnel.errors import ConfigValueError
+from windtunnel.events import Finished, Request
 
 if TYPE_CHECKING:
     from windtunnel.policy.admission.denial import Denial
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from windtunnel.policy.queueing.item import QueueItem, QueueView
     from windtunnel.policy.routing.router import Router
 
+SIGNALS = ("ttft", "per_token", "rtt")
 UNKNOWN_SLOTS_CAP = 64
 NO_CAP = 1 << 30
 
@@ -32,18 +34,23 @@ class Lane:
 
     cap: "slots" (the limit's ceiling follows the slots of the ready replicas), or a fixed number, or None for no ceiling.
     cost: what a request costs in the fair queue: "requests" (1 each) or "tokens" (input + expected output).
+    signal: the latency that limits learn from: "ttft" (dispatch to first token), "per_token" (s per token after the first), or "rtt"
+    (dispatch to end, which follows the length of the answer more than the load).
     gates: what may refuse a request before it is queued; they include the breaker then. None: only the admission's breaker may.
     """
 
-    __slots__ = ("admission", "cap", "cost", "dirty", "gates", "guarded", "meter", "models", "name", "pools", "queue", "resource", "router", "skip",
-                 "unready_since_s")
+    __slots__ = ("admission", "cap", "cost", "dirty", "gates", "guarded", "meter", "models", "name", "pools", "queue", "resource", "router", "signal",
+                 "skip", "unready_since_s")
 
     def __init__(self, name: str, *, queue: Queue, admission: RequestAdmission, router: Router, pools: tuple[str, ...] = (),
                  models: frozenset[str] = frozenset(), cap: Literal["slots"] | int | None = "slots",
-                 cost: Literal["requests", "tokens"] = "requests", gates: Gates | None = None) -> None:
+                 cost: Literal["requests", "tokens"] = "requests", gates: Gates | None = None,
+                 signal: Literal["ttft", "per_token", "rtt"] = "ttft") -> None:
+        if signal not in SIGNALS:
+            raise ConfigValueError("signal", f"expected one of {', '.join(SIGNALS)}, got {signal!r}")
         self.name, self.queue, self.admission, self.router = name, queue, admission, router
         self.pools, self.models, self.cap, self.cost = pools or (name,), models, cap, cost
-        self.resource, self.gates = name, gates
+        self.resource, self.gates, self.signal = name, gates, signal
         self.guarded = gates is not None or admission.breaker is not None  # does an arrival have to pass more than the queue and the limit?
         self.dirty = False
         self.skip: set[str] = set()  # heads that this pump cannot place although the lane is open
@@ -61,6 +68,13 @@ class Lane:
             if getattr(queue, "completion_rate", False) is None:
                 queue.completion_rate = partial(self.admission.completion_rate, self.resource)
             queue = getattr(queue, "inner", None)
+
+    def latency_s(self, event: Finished, sent_s: float, now: float) -> float | None:
+        """What limits learn of an answer, s, where that is not the time to its first token; None if it does not say."""
+        if self.signal == "rtt":
+            return now - sent_s
+        tokens, first_s = event.output_tokens, event.first_token_s
+        return None if tokens is None or tokens < 2 or first_s is None else (now - first_s) / (tokens - 1)
 
     def when(self, denial: Denial, now: float) -> Denial:
         """A gate's denial with the time at which trying again makes sense, where completions per second tell it."""
