@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from windtunnel.errors import ConfigValueError
@@ -58,9 +58,10 @@ def test_maxima() -> None:
     assert section["transport_pool_utilization"].value is None
 
 
-values = st.none() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.dictionaries(st.text(), st.integers())
+values = st.none() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.dictionaries(st.sampled_from(["a", "größe", "🌊", ""]), st.integers())
 
 
+@settings(deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.dictionaries(st.sampled_from([n for n in CONFIGURED if n != "row_group_admission"]), st.tuples(values, st.sampled_from(SOURCES))),
        st.booleans())
 def test_CP_3_round_trip(given_values: dict[str, Any], snapshot: bool) -> None:

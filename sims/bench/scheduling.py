@@ -1,0 +1,183 @@
+"""Scheduling decisions beside one heap push and pop: ratios, so that a slow machine does not fail them and a quadratic loop does.
+
+    python sims/bench/scheduling.py [--quick]
+
+U is the median time of one heappush + heappop on a heap of 256 triples, measured in this process. Each row is the best of five
+repeats' medians. A row is made by a function that returns `Row`s; ROWS lists them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import statistics
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from heapq import heappop, heappush
+
+from windtunnel.policy.queueing.fair import FairTaskQueue
+from windtunnel.policy.queueing.item import Group, QueueItem
+from windtunnel.policy.tasks.admission import TaskAdmissionConfig, TaskAdmissionController
+from windtunnel.policy.tasks.bounded_borrow import BoundedBorrow
+from windtunnel.policy.tasks.resources import TaskLease
+
+REPEATS = 5
+CAPACITY, IN_FLIGHT = 256, 128
+RESOURCES = (("submission", 1), ("llm_wait", 1))
+GROUP_COUNTS = (1, 8, 64, 256, 4096)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One measured cost in units of U. bar: the most it may be, None: for information; p95 likewise."""
+
+    name: str
+    cost_u: float
+    bar_u: float | None = None
+    p95_u: float | None = None
+
+    @property
+    def passed(self) -> bool:
+        return self.bar_u is None or (self.cost_u <= self.bar_u and (self.p95_u is None or self.p95_u <= 2 * self.bar_u))
+
+
+def unit_s() -> float:
+    """U, s: best of five medians over 2000 pairs, in batches of 20."""
+    heap = [(float(i * 7919 % 256), i, None) for i in range(256)]
+    heap.sort()
+    medians = []
+    for _ in range(REPEATS):
+        took = []
+        for n in range(100):
+            start = time.perf_counter()
+            for k in range(20):
+                heappush(heap, (float((n * 20 + k) * 31 % 256), n * 20 + k + 1000, None))
+                heappop(heap)
+            took.append((time.perf_counter() - start) / 20)
+        medians.append(statistics.median(took))
+    return min(medians)
+
+
+def items_of(tasks: int, groups: int) -> list[QueueItem]:
+    """Tasks dealt out to groups of weights 1 to 4."""
+    of = [Group(f"g{i}", float(1 + i % 4), CAPACITY) for i in range(groups)]
+    return [QueueItem(f"t{n}", of[n % groups], RESOURCES) for n in range(tasks)]
+
+
+def fresh() -> tuple[FairTaskQueue, TaskAdmissionController]:
+    return FairTaskQueue(), TaskAdmissionController(TaskAdmissionConfig(CAPACITY, {"llm_wait": CAPACITY}, BoundedBorrow()))
+
+
+def cycles(tasks: int, groups: int) -> list[float]:
+    """Seconds of each select + try_acquire + commit while 128 tasks run."""
+    queue, controller = fresh()
+    queue.offer(items_of(tasks, groups), 0.0)
+    running: deque[TaskLease] = deque()
+    took: list[float] = []
+    clock = time.perf_counter
+    for _ in range(tasks):
+        if len(running) >= IN_FLIGHT:
+            controller.release(running.popleft(), 0.0)
+        start = clock()
+        selection = queue.select(controller.is_eligible, 0.0)
+        if selection is not None:
+            lease = controller.try_acquire(selection.item, selection.queue_view, 0.0)
+            queue.commit(selection, 0.0)
+        took.append(clock() - start)
+        if selection is None:  # all are at their share: the oldest end first
+            controller.release(running.popleft(), 0.0)
+        else:
+            running.append(lease)  # type: ignore[arg-type]
+    return took
+
+
+def best(measure: Callable[[], Sequence[float]], unit: float, repeats: int = REPEATS) -> tuple[float, float]:
+    """Smallest median and the p95 of that repeat, in U."""
+    found = []
+    for _ in range(repeats):
+        gc.collect()
+        gc.disable()
+        try:
+            took = sorted(measure())
+        finally:
+            gc.enable()
+        found.append((took[len(took) // 2] / unit, took[int(len(took) * 0.95)] / unit))
+    return min(found)
+
+
+def task_cycle(unit: float, *, quick: bool) -> list[Row]:
+    """select + try_acquire + commit, bounded borrow, 10 000 and 100 000 tasks."""
+    rows, n, repeats = [], 2_000 if quick else 10_000, 3 if quick else REPEATS
+    bars = {1: 22.0, 256: 44.0}
+    for groups in GROUP_COUNTS:
+        cost, p95 = best(lambda g=groups: cycles(n, g), unit, repeats)  # type: ignore[misc]
+        rows.append(Row(f"task cycle, {n} tasks, {groups} groups", cost, bars.get(groups), p95))
+    if not quick:
+        base = {groups: row.cost_u for groups, row in zip(GROUP_COUNTS, rows)}
+        for groups in (1, 256):
+            cost, p95 = best(lambda g=groups: cycles(100_000, g), unit, 2)  # type: ignore[misc]
+            rows.append(Row(f"task cycle, 100000 tasks, {groups} groups (within 10 %)", cost, 1.1 * base[groups]))
+    return rows
+
+
+def offers(tasks: int = 20_000) -> list[float]:
+    """Seconds per task of offers in batches of 1000 over 64 groups."""
+    items, queue, took = items_of(tasks, 64), FairTaskQueue(), []
+    for i in range(0, tasks, 1000):
+        start = time.perf_counter()
+        queue.offer(items[i : i + 1000], 0.0)
+        took.append((time.perf_counter() - start) / 1000)
+    return took
+
+
+def blocked() -> list[float]:
+    """Seconds of a select over 256 groups of which nobody may start."""
+    queue, controller = fresh()
+    queue.offer([QueueItem(f"x{n}", Group("x"), RESOURCES) for n in range(CAPACITY)], 0.0)
+    while (selection := queue.select(controller.is_eligible, 0.0)) is not None:
+        controller.try_acquire(selection.item, selection.queue_view, 0.0)
+        queue.commit(selection, 0.0)
+    queue.offer(items_of(2560, 256), 0.0)
+    took = []
+    for _ in range(50):
+        start = time.perf_counter()
+        assert queue.select(controller.is_eligible, 0.0) is None
+        took.append(time.perf_counter() - start)
+    return took
+
+
+def offer_and_blocked(unit: float, *, quick: bool) -> list[Row]:
+    """What queueing costs, and what a wake costs that starts nothing."""
+    return [Row("offer, per task in batches of 1000", best(offers, unit)[0], 3.0),
+            Row("select over 256 blocked groups", best(blocked, unit)[0], 600.0)]
+
+
+def growth(unit: float, *, quick: bool) -> list[Row]:
+    """1024 groups against 64."""
+    n = 2_000 if quick else 10_000
+    small, large = best(lambda: cycles(n, 64), unit, 3)[0], best(lambda: cycles(n, 1024), unit, 3)[0]
+    return [Row("task cycle, 1024 groups (1.5 x that of 64)", large, 1.5 * small)]
+
+
+ROWS: list[Callable[..., list[Row]]] = [task_cycle, offer_and_blocked, growth]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer tasks and repeats")
+    quick = parser.parse_args().quick
+    unit = unit_s()
+    print(f"U = {unit * 1e6:.3f} us")
+    rows = [row for make in ROWS for row in make(unit, quick=quick)]
+    for row in rows:
+        bar = "" if row.bar_u is None else f"   bar {row.bar_u:6.1f} U   {'ok' if row.passed else 'ABOVE'}"
+        p95 = "" if row.p95_u is None else f"  p95 {row.p95_u:7.1f} U"
+        print(f"{row.name:<58}{row.cost_u:8.1f} U{p95}{bar}")
+    return 0 if all(row.passed for row in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
