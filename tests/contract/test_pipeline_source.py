@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from windtunnel.effects import Close, Reject, WakeAt
 from windtunnel.errors import ConfigError, ConfigPipelineError, ConfigValueError
 from windtunnel.events import Arrived, Cancelled, Finished, Woke
+from windtunnel.lab.artifact import Artifact, artifact_of, root_over_admission, stats
 from windtunnel.lab.scenario import Scenario
 from windtunnel.lab.worlds import Live
 from windtunnel.live.fake_server import FakeEngine, FakeScript
@@ -17,6 +19,7 @@ from windtunnel.live.fleet import LiveFleet
 from windtunnel.live.gate import Caps
 from windtunnel.policy.admission.denial import make_denial
 from windtunnel.policy.tasks.graph import Column
+from windtunnel.policy.tasks.record import TIMELINE
 from windtunnel.policy.tasks.scheduler import TaskSchedulerConfig
 from windtunnel.sources.pipeline import PipelineSource, Program
 
@@ -199,3 +202,57 @@ def test_bad_arguments() -> None:
         Program(Column("a"), "m", -1)
     with pytest.raises(ConfigPipelineError):
         one(weights={"other": 3})
+
+
+# -- the benchmark artifact -------------------------------------------------------------------------------------------------------
+
+
+def flight(text: Any, **load: Any) -> tuple[Any, PipelineSource]:
+    source, run = simulated(Scenario.load(text, **load))
+    return run, source
+
+
+def test_BM_1_artifact_round_trip(tmp_path: Path) -> None:
+    made = artifact_of("tiny-pipeline", [flight(SMALL), flight(SMALL, variant="strict")], candidate_sha="abc")
+    path = made.write(tmp_path / "tiny.json")
+    assert Artifact.read(path) == made and made.artifact_schema_version == "1"
+    assert made.iterations[0].output_hashes == made.iterations[1].output_hashes
+    assert path.with_suffix(".csv").read_text().count("\n") == 1 + sum(len(i.timeline) for i in made.iterations)
+    assert "ready_queue_wait" in path.with_suffix(".md").read_text()
+    assert made.iterations[0].final_request_snapshot == {"requests": 54, "open": 0, "outcomes": {"success": 54}}
+    assert made.capacity_plan["observed_maxima"]["task_leases_by_resource"]["value"] == {"submission": 4}
+    for change in ({"extra": 1}, {"iterations": []}, {"artifact_schema_version": "2"}):
+        with pytest.raises(ValidationError):
+            Artifact.model_validate({**made.model_dump(mode="json"), **change})
+
+
+def test_BM_2_derived_numbers_and_EV_4_timelines() -> None:
+    run, source = flight(SMALL)
+    made = artifact_of("tiny-pipeline", [(run, source)])
+    numbers, timeline = made.derived_metrics, made.iterations[0].timeline
+    assert numbers["ready_idle_gap"].max == 0 and numbers["hidden_scheduler_resource_waiters"].max == 0
+    assert numbers["task_admission_wait"].max == 0
+    assert numbers["ready_queue_wait"] == numbers["ready_to_lease_gap"] and numbers["ready_queue_wait"].max > 0
+    busy = sum(r["task_lease_released_at"] - r["task_lease_acquired_at"] for r in timeline)
+    assert numbers["active_capacity_integral"].mean == pytest.approx(busy / 4)
+    for row in timeline:
+        times = [row[key] for key in TIMELINE if row[key] is not None]
+        assert times == sorted(times)
+        assert len(times) == (13 if source.request_ids[row["task_lease_id"]] else 7), row
+
+
+def test_BM_2_percentiles() -> None:
+    assert stats([3.0, 1.0, 2.0]).model_dump() == pytest.approx({"mean": 2, "p50": 2, "p95": 3, "min": 1, "max": 3, "std": (2 / 3) ** 0.5})
+    assert stats([5.0]).std == 0
+
+
+def test_BM_2_root_over_admission_counts_what_came_after_the_first_downstream() -> None:
+    """Four places, the root's strict share of them is one; before the first downstream is ready at 0.4 s nothing counts."""
+    source = flight(SMALL)[1]
+
+    def row(column: str, start: float, end: float, ready: float) -> dict[str, Any]:
+        return {"column": column, "task_lease_acquired_at": start, "task_lease_released_at": end, "dependency_ready_at": ready}
+
+    seeds = [row("seed", 0.0, 1.0, 0.0), row("seed", 0.0, 1.0, 0.0), row("seed", 0.5, 2.0, 0.0), row("seed", 1.0, 3.0, 0.0), row("seed", 3.0, 4.0, 0.0)]
+    assert root_over_admission(seeds, source) == 0
+    assert root_over_admission([*seeds, row("question", 0.6, 0.7, 0.4)], source) == 2

@@ -96,6 +96,8 @@ class TaskScheduler:
         self.deferred, self.health = Deferred(), Health()
         self.running: dict[str, Running] = {}
         self.timeline: list[dict[str, Any]] | None = [] if timeline else None
+        self.ready_idle_gap_s = 0.0  # measured with the timeline
+        self._idle_since: float | None = None
         self.status = "idle"
         self.result: RunResult | None = None
         self._notes = SchedulerNotes(run_id, on=notes)
@@ -129,8 +131,17 @@ class TaskScheduler:
         if self.status == "running":
             self._pass()
         self._finish_if_done()
+        if self.timeline is not None:
+            self._watch_idle()
         out, self._out = self._out, []
         return out
+
+    def _watch_idle(self) -> None:
+        """Add up the time in which something could start and does not: nothing, unless a policy contradicts itself."""
+        if self._idle_since is not None:
+            self.ready_idle_gap_s += self._now - self._idle_since
+        startable = len(self.queue) and self.queue.select(self.admission.is_eligible, self._now) is not None
+        self._idle_since = self._now if startable else None
 
     # -- one pass ---------------------------------------------------------------------------------------------------------------------
 
