@@ -253,6 +253,6 @@ def test_BM_2_root_over_admission_counts_what_came_after_the_first_downstream() 
     def row(column: str, start: float, end: float, ready: float) -> dict[str, Any]:
         return {"column": column, "task_lease_acquired_at": start, "task_lease_released_at": end, "dependency_ready_at": ready}
 
-    seeds = [row("seed", 0.0, 1.0, 0.0), row("seed", 0.0, 1.0, 0.0), row("seed", 0.5, 2.0, 0.0), row("seed", 1.0, 3.0, 0.0), row("seed", 3.0, 4.0, 0.0)]
+    seeds = [row("seed", start, end, 0.0) for start, end in ((0.0, 1.0), (0.0, 1.0), (0.5, 2.0), (1.0, 3.0), (3.0, 4.0))]
     assert root_over_admission(seeds, source) == 0
     assert root_over_admission([*seeds, row("question", 0.6, 0.7, 0.4)], source) == 2

@@ -10,10 +10,10 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[2] / "sims" / "bench"))
 
-from heavy_root import NEUTRAL, Result, heavy_root, simulate  # noqa: E402
+from heavy_root import NEUTRAL, Result, heavy_root, simulate
 
-from windtunnel.policy.tasks.bounded_borrow import BoundedBorrow  # noqa: E402
-from windtunnel.policy.tasks.strict import Strict  # noqa: E402
+from windtunnel.policy.tasks.bounded_borrow import BoundedBorrow
+from windtunnel.policy.tasks.strict import Strict
 
 LOWER_BOUND_S = (512 * 0.5 + 256 * 0.05) / 8
 STRICT = (33.60, (0.45, 24.807031, 32.65, 33.45, 33.50), (0.45, 26.40), 8, 0)

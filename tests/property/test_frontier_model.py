@@ -38,7 +38,7 @@ class Rescan:
             for name in self.graph.order if self.rows(rg) else ():
                 column = self.graph.columns[name]
                 for row in [None] if column.whole else self.rows(rg):
-                    if row is None and (name, rg) in self.wholes or row is not None and (name, rg, row) in self.cells:
+                    if ((name, rg) in self.wholes) if row is None else ((name, rg, row) in self.cells):
                         continue
                     if all((u, rg, row) in self.cells if row is not None and not self.graph.columns[u].whole else self.column_there(u, rg)
                            for u in column.upstreams):

@@ -58,7 +58,8 @@ def test_maxima() -> None:
     assert section["transport_pool_utilization"].value is None
 
 
-values = st.none() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.dictionaries(st.sampled_from(["a", "größe", "🌊", ""]), st.integers())
+names = st.sampled_from(["a", "größe", "🌊", ""])
+values = st.none() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.dictionaries(names, st.integers())
 
 
 @settings(deadline=None, suppress_health_check=list(HealthCheck))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -70,8 +70,9 @@ class PipelineSpec(Spec):
 
     def build(self, base: Path, *, seed: int, replication: int, stop_at_s: float | None, live: bool) -> PipelineSource:
         """A fresh source."""
+        sharing: Any = self.sharing
         config = TaskSchedulerConfig(
-            self.sharing.config(), max_concurrent_row_groups=self.max_concurrent_row_groups, adaptive_row_groups=self.adaptive_row_groups,
+            sharing.config(), max_concurrent_row_groups=self.max_concurrent_row_groups, adaptive_row_groups=self.adaptive_row_groups,
             buffer_size=self.buffer_size, max_in_flight_tasks=self.max_in_flight_tasks,
             request_pressure_advisory=self.request_pressure_advisory)
         programs = [
