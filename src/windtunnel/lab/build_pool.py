@@ -37,6 +37,9 @@ def _engine(spec: PoolSpec, arch: Architecture, card: Gpu, dtype: str, kv_dtype:
     """The engine, with as many KV blocks as fit unless the file says how many."""
     given: Any = spec.engine
     config: EngineConfig = given.config()
+    if config.preemption == "swap":  # every rank swaps its share over its own PCIe
+        config = dataclasses.replace(config, pcie_bw=config.pcie_bw or card.pcie_bw * spec.tp,
+                                     kv_bytes_per_token=config.kv_bytes_per_token or float(arch.kv_bytes_per_token(kv_dtype)))
     if config.num_blocks is not None:
         return config
     refuse_infeasible(arch, card, tp=spec.tp, dtype=dtype, kv_dtype=kv_dtype, block_size=config.block_size,

@@ -13,6 +13,7 @@ from windtunnel.errors import ConfigValueError, EngineBusyError
 from windtunnel.policy.param import check_number
 from windtunnel.sim.agenda import COMPLETION, STEP_START, Agenda
 from windtunnel.sim.attempt import GONE, INBOUND, MOVING, RUNNING, SWAPPED, WAITING, Attempt, EngineState, Refusal
+from windtunnel.sim.batching.egress import later
 from windtunnel.sim.batching.intake import longest_unseen
 from windtunnel.sim.batching.reports import ForwardPass, Reports
 from windtunnel.sim.batching.runs import NEVER, Runs
@@ -40,13 +41,12 @@ class SimEngine(Runs):
                  on_started: Callable[[Attempt], None] | None = None, on_prefilled: Callable[[Attempt], None] | None = None,
                  on_report: Callable[[ForwardPass], None] | None = None, fpm_interval_s: float = 0.1, rng: Any = None,
                  step_every: bool = False, check: bool = False, pieces: bool = False) -> None:
-        spec = config.spec_decode
-        if rng is None and (config.noise_cv or (spec is not None and spec.mode == "sampled")):
+        if rng is None and config.draws:
             raise ConfigValueError("rng", "noise and sampled speculation need a generator")
         egress_s = config.host.egress_s
         if egress_s:
-            on_finish = _later(agenda, egress_s, on_finish, times=True)
-            on_first = None if on_first is None else _later(agenda, egress_s, on_first, times=False)
+            on_finish = later(agenda, egress_s, on_finish, times=True)
+            on_first = None if on_first is None else later(agenda, egress_s, on_first, times=False)
         super().__init__(
             name, config, model, agenda, on_finish=on_finish, on_first=on_first, on_cancelled=on_cancelled, on_started=on_started,
             on_prefilled=on_prefilled, rng=rng, reports=None if on_report is None else Reports(on_report, fpm_interval_s),
@@ -251,16 +251,3 @@ class SimEngine(Runs):
         ended = steps_ended(self._t0, self._A, self._B, t, self._k) if self._due != NEVER and not self._alone else 0
         D = self.D + ended
         return tuple((a.id, self._generated(a, D) if a.end_mark >= 0 else a.generated) for a in self._running.values())
-
-
-def _later(agenda: Agenda, seconds: float, tell: Callable[[Attempt], None], times: bool) -> Callable[[Attempt], None]:
-    """What an engine has done reaches the caller `seconds` later. times: the attempt's times become the caller's, at its end."""
-
-    def told(a: Attempt) -> None:
-        if times:
-            a.finished_s = agenda._now + seconds
-            if a.first_token_s is not None:
-                a.first_token_s += seconds
-        agenda.at(agenda._now + seconds, COMPLETION, lambda _: tell(a))
-
-    return told

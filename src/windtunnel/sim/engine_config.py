@@ -121,6 +121,11 @@ class EngineConfig:
         return self.cache_block_tokens or self.block_size
 
     @property
+    def draws(self) -> bool:
+        """Does an engine need a generator?"""
+        return self.noise_cv > 0.0 or (self.spec_decode is not None and self.spec_decode.mode == "sampled")
+
+    @property
     def whole_prompts(self) -> bool:
         """Is a prompt computed in one step, however long?"""
         return self.policy not in BUDGETED

@@ -171,7 +171,10 @@ class SimFleet:
     def _new(self, pool: Pool) -> SimReplica:
         ordinal = len(self._by_pool[pool.name]) + sum(1 for row in self.rows if row["pool"] == pool.name)
         name = f"{pool.name}-{ordinal}"
-        engine = SimEngine(name, pool.engine, pool.step_model, self.agenda, **self._engine_options(name))
+        options = dict(self._engine_options(name))
+        if pool.engine.draws:
+            options["rng"] = generator(self._seed, f"pool/{pool.name}/replica/{ordinal}/noise", self._replication)
+        engine = SimEngine(name, pool.engine, pool.step_model, self.agenda, **options)
         replica = SimReplica(name, pool, ordinal, engine)
         replica.times["requested_s"] = self.agenda.now
         self.replicas[name] = replica

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from windtunnel.sim.attempt import GONE, MOVING, SWAPPED, WAITING, Attempt, Refusal
+from windtunnel.sim.attempt import GONE, MOVING, RUNNING, SWAPPED, WAITING, Attempt, Refusal
 from windtunnel.sim.batching.progress import Progress
 
 
@@ -159,6 +159,30 @@ class HandOver(Progress):
             pass
         self._prepared = not self._kv_wait
         return True
+
+    def _let_go(self) -> None:
+        """Cancelled requests leave at a boundary."""
+        cancels, self._cancels = self._cancels, []
+        for a in cancels:
+            if a.state == RUNNING:
+                self._leave(a)
+            elif a.state in (WAITING, SWAPPED):  # preempted meanwhile
+                self._out_of_line(a)
+            else:
+                continue
+            a.state = GONE
+            del self._here[a.id, a.dispatch]
+            self._on_cancelled(a)
+
+    def _out_of_line(self, a: Attempt) -> None:
+        """Its place in the line, and what it holds while it waits."""
+        self._waiting -= 1
+        if a.state == SWAPPED:
+            self._host_blocks -= self.kv.blocks_for(a.computed)
+        elif a.computed:
+            self._free_held(a)
+        else:
+            self._waiting_tokens -= a.held
 
     # -- looking ----------------------------------------------------------------------------------------------------------------------
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable
 
 from windtunnel.sim.agenda import Agenda
-from windtunnel.sim.attempt import GONE, MOVING, RUNNING, SWAPPED, WAITING, Attempt
+from windtunnel.sim.attempt import RUNNING, SWAPPED, WAITING, Attempt
 from windtunnel.sim.batching.priority_line import PriorityLine
 from windtunnel.sim.engine_config import EngineConfig
 from windtunnel.sim.kv import Blocks
@@ -236,22 +236,3 @@ class Members:
         """Decode steps that a request which has just begun to decode still needs."""
         rest = a.output - a.generated
         return rest if self._g is None else steps_for(rest, self._g)
-
-    def _assert_conserved(self) -> None:
-        """Blocks and counters agree with a recount."""
-        kv, D, per = self.kv, self.D, self._per_entry
-        decoding = [a for a in self._running.values() if a.end_mark >= 0]
-        computed = [a.base + D if self._g is None else a.base[0] + tokens_after(D - a.base[1], self._g) for a in decoding]
-        held = sum(kv.blocks_for(tokens) for tokens in computed)
-        holders = (a for a in self._here.values() if a.end_mark < 0 and (a.state in (RUNNING, MOVING) or (a.state == WAITING and a.computed)))
-        held += sum(a.held + len(a.refs or ()) * per for a in holders)
-        if self.cache is not None:
-            counted = Counter(h for a in self._here.values() for h in a.refs or ())
-            assert counted == self.cache.refs, self.name
-            held -= per * (counted.total() - len(counted))
-        assert kv.used(D) == held, (self.name, kv.used(D), held)
-        assert kv.n == len(decoding), (self.name, kv.n)
-        assert self._g is not None or kv.base_sum == sum(a.base for a in decoding), self.name
-        assert kv.total is None or held <= kv.total, (self.name, held)
-        states = Counter(a.state for a in self._here.values())
-        assert (states[RUNNING], states[WAITING] + states[SWAPPED], states[GONE]) == (len(self._running), self._waiting, 0), (self.name, states)

@@ -14,7 +14,7 @@ class Progress(Room):
     """Members that get on. `_marks` is a heap of (D at which it ends, admission order, request); an entry that is not its request's
     `end_mark` any more is void."""
 
-    __slots__ = ("_chunk_steps", "_decode_steps", "_extra_tokens", "_k", "_marks", "_prefills", "_simple", "_split")
+    __slots__ = ("_asks_hits", "_chunk_steps", "_decode_steps", "_extra_tokens", "_k", "_marks", "_prefills", "_simple", "_split")
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -22,6 +22,8 @@ class Progress(Room):
         self._k = 0  # steps of the run
         self._prefills = self._chunk_steps = self._decode_steps = self._extra_tokens = 0
         self._simple = self._g is None and not self._padded and self.pieces is None
+        # Are prefixes looked up inside a run? Those that a long prompt fills must be findable at once.
+        self._asks_hits = self.config.max_queued_tokens is not None or self.config.role == "decode"
         self._split = self.config.role == "prefill"
 
     @property
@@ -126,6 +128,33 @@ class Progress(Room):
                     firsts.append(a)
         chunks.clear()
         return firsts
+
+    def _chunk_run(self) -> int:
+        """Steps of a long prompt that takes the whole budget of each: nobody can be admitted before its last chunk."""
+        a, q = self._chunks[0]
+        kv = self.kv
+        k = (a.target - a.computed - 1) // q
+        if len(self._chunks) > 1 or k < 2 or kv.n * self.width + q < self.budget or (a.refs is not None and self._in_the_way(a)):
+            return 1
+        if kv.n:
+            marks = self._marks
+            while marks[0][2].end_mark != marks[0][0]:
+                heappop(marks)
+            k = min(k, marks[0][0] - self.D)
+        lo, taken = 1, kv.blocks_for(a.computed + q)
+        while lo < k:
+            mid = (lo + k + 1) // 2
+            if kv.fits(self.D + mid, kv.blocks_for(a.computed + q * mid) - taken):
+                lo = mid
+            else:
+                k = mid - 1
+        return lo
+
+    def _in_the_way(self, a: Attempt) -> bool:
+        """Must the blocks that a prompt fills be findable step by step? Inside a run nobody looks, unless arrivals do; an idle equal of one
+        may be evicted meanwhile."""
+        assert self.cache is not None and a.blocks is not None
+        return self._asks_hits or not self.cache.idle.keys().isdisjoint(a.blocks[a.filled :])
 
     def _hand_over(self, a: Attempt, now: float) -> bool:
         """To another engine, which decodes it; True if token 1 came here."""

@@ -9,8 +9,10 @@ from typing import Any
 
 from windtunnel.errors import ModelStepTimeError
 from windtunnel.sim.agenda import COMPLETION, STEP_START, Agenda, Call
-from windtunnel.sim.attempt import GONE, RUNNING, SWAPPED, WAITING, Attempt
+from windtunnel.sim.attempt import Attempt
 from windtunnel.sim.batching import prefill_first, sarathi, static, vllm
+from windtunnel.sim.batching.conserved import assert_conserved
+from windtunnel.sim.batching.members import NO_LIMIT
 from windtunnel.sim.batching.timing import Timing
 from windtunnel.sim.engine_config import EngineConfig
 from windtunnel.sim.jump import first_boundary, span
@@ -27,7 +29,7 @@ class Runs(Timing):
     """The step loop. At most one live agenda entry; that of a run that was cut short finds another `_due`."""
 
     __slots__ = (
-        "_A", "_B", "_admitted_D", "_agenda_queue", "_asks_hits", "_check", "_compose", "_due", "_eid", "_joins_after", "_on_finish", "_on_first",
+        "_A", "_B", "_admitted_D", "_agenda_queue", "_check", "_compose", "_due", "_eid", "_joins_after", "_on_finish", "_on_first",
         "_run_end", "_start_pending", "_step_every", "_t0", "busy_s", "events", "steps",
     )
 
@@ -40,12 +42,10 @@ class Runs(Timing):
         self._run_end = Call(self._end)  # one object for all entries of this engine
         self._agenda_queue: list[Any] = agenda._queue
         self._eid = agenda._eid
-        # Are prefixes looked up inside a run? Those that a long prompt fills must be findable at once.
-        self._asks_hits = config.max_queued_tokens is not None or config.role == "decode"
         self._t0 = self._A = self._B = 0.0
         self._due = NEVER  # when the current run ends
         self._start_pending = False
-        self._admitted_D = -NEVER_STEPS
+        self._admitted_D = -NO_LIMIT
         self.steps = self.events = 0
         self.busy_s = 0.0
 
@@ -139,33 +139,6 @@ class Runs(Timing):
         for a in started:
             self._on_started(a)  # type: ignore[misc]
 
-    def _chunk_run(self) -> int:
-        """Steps of a long prompt that takes the whole budget of each: nobody can be admitted before its last chunk."""
-        a, q = self._chunks[0]
-        kv = self.kv
-        k = (a.target - a.computed - 1) // q
-        if len(self._chunks) > 1 or k < 2 or kv.n * self.width + q < self.budget or (a.refs is not None and self._in_the_way(a)):
-            return 1
-        if kv.n:
-            marks = self._marks
-            while marks[0][2].end_mark != marks[0][0]:
-                heappop(marks)
-            k = min(k, marks[0][0] - self.D)
-        lo, taken = 1, kv.blocks_for(a.computed + q)
-        while lo < k:
-            mid = (lo + k + 1) // 2
-            if kv.fits(self.D + mid, kv.blocks_for(a.computed + q * mid) - taken):
-                lo = mid
-            else:
-                k = mid - 1
-        return lo
-
-    def _in_the_way(self, a: Attempt) -> bool:
-        """Must the blocks that a prompt fills be findable step by step? Inside a run nobody looks, unless arrivals do; an idle equal of one
-        may be evicted meanwhile."""
-        assert self.cache is not None and a.blocks is not None
-        return self._asks_hits or not self.cache.idle.keys().isdisjoint(a.blocks[a.filled :])
-
     # -- cuts ---------------------------------------------------------------------------------------------------------------------
 
     def _cut_for(self, a: Attempt, now: float) -> None:
@@ -249,7 +222,7 @@ class Runs(Timing):
         if self._reports is not None:
             self._reports.ended(self, now, k, self._B)
         if self._check:
-            self._assert_conserved()
+            assert_conserved(self)
         if not self._here:
             self._start_pending = False
         elif self._agenda_queue and self._agenda_queue[0][0] <= now:
@@ -266,30 +239,3 @@ class Runs(Timing):
         if on_first is not None:
             for a in firsts:
                 on_first(a)
-
-    def _let_go(self) -> None:
-        """Cancelled requests leave at a boundary."""
-        cancels, self._cancels = self._cancels, []
-        for a in cancels:
-            if a.state == RUNNING:
-                self._leave(a)
-            elif a.state in (WAITING, SWAPPED):  # preempted meanwhile
-                self._out_of_line(a)
-            else:
-                continue
-            a.state = GONE
-            del self._here[a.id, a.dispatch]
-            self._on_cancelled(a)
-
-    def _out_of_line(self, a: Attempt) -> None:
-        """Its place in the line, and what it holds while it waits."""
-        self._waiting -= 1
-        if a.state == SWAPPED:
-            self._host_blocks -= self.kv.blocks_for(a.computed)
-        elif a.computed:
-            self._free_held(a)
-        else:
-            self._waiting_tokens -= a.held
-
-
-NEVER_STEPS = 1 << 62
