@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from windtunnel.errors import ConfigError, ConfigInfeasibleError, ConfigValueError, PlannerConfigError
@@ -188,3 +189,22 @@ def test_SL_2_drawn_boot_stages_are_flown() -> None:
     assert len(ordered) >= 1
     assert ordered["node_s"].between(2, 4).all()
     assert ((ordered["ready_s"] - ordered["requested_s"]) - (ordered["node_s"] + 1.0)).abs().max() < 1e-9
+
+
+def test_SK_6_swap_takes_its_rates_from_the_catalogue() -> None:
+    engine = scenario(fleet__pools__chat__engine={"preemption": "swap", "swap_blocks": 100}).build_fleet().pools["chat"].engine
+    assert engine.pcie_bw == gpu("h100_sxm").pcie_bw
+    assert engine.kv_bytes_per_token == model("Llama-3.1-8B").kv_bytes_per_token("bf16")
+
+
+@pytest.mark.parametrize("engine", [
+    {"noise_cv": 0.1}, {"spec_decode": {"k": 3, "accept": 0.7, "mode": "sampled"}}, {"spec_decode": {"k": 2, "accept": [0.8, 0.5]}},
+    {"policy": "prefill_first", "min_decode_steps": 2}, {"policy": "slots", "n_ctx": 65536, "max_num_seqs": 8, "host": {"egress_s": 0.01}}])
+def test_SV_5_every_engine_of_a_scenario_runs_and_equal_seeds_give_equal_runs(engine: dict[str, Any]) -> None:
+    def fly() -> list[Any]:
+        run = scenario(fleet__pools__chat__engine=engine, duration_s=4).run()
+        return run.requests[["e2e_s", "output_tokens"]].to_numpy().tolist()
+
+    first = fly()
+    assert len(first) > 10
+    assert np.array_equal(first, fly(), equal_nan=True)
