@@ -244,6 +244,15 @@ def test_quotas_hold_over_all_lanes_and_token_budgets_in_each() -> None:
     assert isinstance(x["QuotaGate"], QuotaGate) and isinstance(x["RetryBudget"], RetryBudget) and isinstance(x["TokenBudget"], TokenBudget)
 
 
+def test_LM_7_kv_bytes_need_a_model_whose_size_is_known() -> None:
+    quota = {"default": {"quota": {"kv_bytes": 1e9}}}
+    gate = gates_of(control_of(pools=(PoolFacts("x", model="Llama-3.1-8B"),), tenants=quota))["QuotaGate"]
+    assert gate.kv_bytes_per_token == 131_072.0
+    for pools, said in (((POOL,), "are not known"), ((PoolFacts("x", model="a"), PoolFacts("y", model="b")), "pools of one model")):
+        with pytest.raises(ConfigValueError, match=rf"control.tenants.default.quota.kv_bytes: .*{said}"):
+            control_of(pools=pools, tenants=quota)
+
+
 def test_reserved_and_used_tokens() -> None:
     assert [reserved_tokens_of(r) for r in (request(1), request(1, tokens=None), request(1, most=None), request(1, tokens=0, most=0))] == [
         20, 1034, 266, 256]

@@ -42,7 +42,7 @@ def build_control(spec: ControlSpec, pools: Sequence[PoolFacts], *, slo: Mapping
     def context(path: str, of: Sequence[PoolFacts]) -> BuildContext:
         return BuildContext(PolicyRng(seed, path, replication), tenants, tuple(of), _flat(slo or {}), wants)
 
-    shared = shared_gates(full, lambda part: context(f"control/{part}", pools))
+    shared = shared_gates(full, lambda part: context(f"control/{part}", pools), pools)
 
     def lane(of: Sequence[PoolFacts]) -> Lane:
         return _lane(full, of, lambda part: context(f"control/{of[0].name}/{part}", of), wants, shared)

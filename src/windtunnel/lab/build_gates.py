@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from windtunnel.errors import ConfigValueError
+from windtunnel.errors import ConfigUnknownModelError, ConfigValueError
 from windtunnel.lab.control_spec import ControlSpec
 from windtunnel.policy.admission.breaker import Breaker, BreakerDoor
 from windtunnel.policy.admission.budget import BudgetGate
 from windtunnel.policy.admission.gates import ORDER, Gate, Gates
 from windtunnel.policy.admission.quota import QuotaGate
 from windtunnel.policy.admission.request import RequestAdmission
-from windtunnel.policy.param import BuildContext
+from windtunnel.policy.param import BuildContext, PoolFacts
+from windtunnel.sim import catalog
 
 FOR_ALL_LANES = ("gcra", "retry_budget")
 Context = Callable[[str], BuildContext]
 
 
-def shared_gates(spec: ControlSpec, context: Context) -> dict[str, Gate]:
+def shared_gates(spec: ControlSpec, context: Context, pools: Sequence[PoolFacts] = ()) -> dict[str, Gate]:
     """The gates that all lanes pass together, by kind: quotas and budgets of the tenants, the rate, the retry budget."""
     gates: dict[str, Gate] = {}
     quotas, budgets = _of_tenants(spec, "quota"), _of_tenants(spec, "budget")
     if quotas:
-        gates["quota"] = QuotaGate(quotas)
+        by_kv = [name for name, quota in quotas.items() if quota.kv_bytes is not None]
+        gates["quota"] = QuotaGate(quotas, _kv_bytes_per_token(pools, by_kv[0]) if by_kv else None)
     if budgets:
         gates["budget"] = BudgetGate(budgets)
     for kind, block in _blocks(spec).items():
@@ -36,6 +38,18 @@ def _of_tenants(spec: ControlSpec, part: str) -> dict[str, Any]:
     """The tenants' configs of one kind, where they have one."""
     blocks = {name: getattr(tenant, part) for name, tenant in spec.tenants.items()}
     return {name: block.config() for name, block in blocks.items() if block is not None}
+
+
+def _kv_bytes_per_token(pools: Sequence[PoolFacts], tenant: str) -> float:
+    """Of the one model of all pools (bf16); ConfigValueError where that is not known, since the quota would bound nothing."""
+    models = sorted({pool.model for pool in pools})
+    where = f"control.tenants.{tenant}.quota.kv_bytes"
+    if len(models) != 1:
+        raise ConfigValueError(where, f"expected pools of one model, got {', '.join(models) or 'none'}: a token of each takes other bytes")
+    try:
+        return catalog.model(models[0]).kv_bytes_per_token()
+    except ConfigUnknownModelError:
+        raise ConfigValueError(where, f'the bytes per token of model "{models[0]}" are not known') from None
 
 
 def lane_breaker(spec: ControlSpec, context: Context) -> Breaker | None:
