@@ -23,6 +23,7 @@ from windtunnel.policy.admission.aimd import Aimd
 from windtunnel.policy.admission.aimd_netflix import AimdNetflix
 from windtunnel.policy.admission.bands import BandsGate
 from windtunnel.policy.admission.budget import Budget, BudgetGate
+from windtunnel.policy.admission.endpoints import RequestAdmissionConfig
 from windtunnel.policy.admission.envoy_gradient import EnvoyGradient
 from windtunnel.policy.admission.gates import Gate, Gates, Used
 from windtunnel.policy.admission.gcra import GcraGate
@@ -35,7 +36,7 @@ from windtunnel.policy.admission.throttle import ThrottleGate
 from windtunnel.policy.admission.token_budget import TokenBudgetGate
 from windtunnel.policy.admission.vegas import Vegas
 from windtunnel.policy.admission.waiters import Granted, RequestItem, Waiting
-from windtunnel.policy.admission.waiting import RequestAdmissionConfig, WaitingAdmission
+from windtunnel.policy.admission.waiting import WaitingAdmission
 from windtunnel.policy.param import BuildContext
 
 REPEATS = 5

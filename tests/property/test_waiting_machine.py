@@ -12,10 +12,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from windtunnel.policy.admission.aimd import Aimd
 from windtunnel.policy.admission.breaker import Breaker, BreakerGate
 from windtunnel.policy.admission.denial import Denial
+from windtunnel.policy.admission.endpoints import RequestAdmissionConfig
 from windtunnel.policy.admission.request import RequestLease
 from windtunnel.policy.admission.resource import RequestResourceKey, ResourceKey
 from windtunnel.policy.admission.waiters import AlreadyGranted, Expired, Granted, RequestItem, UnknownWaiter, WaiterCancelled, Waiting
-from windtunnel.policy.admission.waiting import RequestAdmissionConfig, WaitingAdmission
+from windtunnel.policy.admission.waiting import WaitingAdmission
 
 OUTCOMES = ("success", "success", "rate_limited", "provider_failure", "provider_timeout", "local_cancelled", "local_timeout", "unexpected_exception")
 CHAT, EMBED = RequestResourceKey("p", "m", "chat"), RequestResourceKey("p", "m", "embedding")

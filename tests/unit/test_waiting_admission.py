@@ -11,12 +11,13 @@ from windtunnel.errors import ConfigValueError, PolicyClockError
 from windtunnel.policy.admission.aimd import Aimd
 from windtunnel.policy.admission.breaker import Breaker, BreakerGate
 from windtunnel.policy.admission.denial import Denial
+from windtunnel.policy.admission.endpoints import RequestAdmissionConfig
 from windtunnel.policy.admission.limit import Fixed
 from windtunnel.policy.admission.request import RequestLease
 from windtunnel.policy.admission.resource import RequestResourceKey
 from windtunnel.policy.admission.slots import SlotGate, Slots
 from windtunnel.policy.admission.waiters import AlreadyGranted, Expired, Granted, RequestItem, UnknownWaiter, WaiterCancelled, Waiting
-from windtunnel.policy.admission.waiting import RequestAdmissionConfig, WaitingAdmission
+from windtunnel.policy.admission.waiting import WaitingAdmission
 from windtunnel.policy.param import BuildContext
 
 CHAT, EMBED = RequestResourceKey("p", "m", "chat"), RequestResourceKey("p", "m", "embedding")

@@ -1,18 +1,12 @@
-"""Request admission with a waiting room of its own, for callers without a queue in front; endpoints that bound several domains."""
+"""Request admission with a waiting room of its own, for callers without a queue in front."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
-
-from windtunnel.errors import ConfigValueError
-from windtunnel.policy.admission.aimd import Aimd
 from windtunnel.policy.admission.breaker import Breaker
 from windtunnel.policy.admission.denial import Denial, make_denial
-from windtunnel.policy.admission.endpoint import Endpoint, EndpointSnapshot
-from windtunnel.policy.admission.request import ReleaseReason, RequestAdmission, RequestLease
-from windtunnel.policy.admission.resource import RequestResourceKey, Resource, ResourceKey
+from windtunnel.policy.admission.endpoints import Endpoint, EndpointAdmission, RequestAdmissionConfig
+from windtunnel.policy.admission.request import ReleaseReason, RequestLease
+from windtunnel.policy.admission.resource import Resource, ResourceKey
 from windtunnel.policy.admission.waiters import (
     AlreadyGranted,
     Expired,
@@ -24,131 +18,26 @@ from windtunnel.policy.admission.waiters import (
     Waiters,
     Waiting,
 )
-from windtunnel.policy.param import BuildContext, check_number
+from windtunnel.policy.param import BuildContext
 from windtunnel.policy.queueing.item import QueueItem, QueueView
 
 
-@dataclass(frozen=True, slots=True)
-class RequestAdmissionConfig:
-    """limit: config of each resource's limit; initial_limits: where it starts, by resource; max_limit_clamps: ceilings below the
-    endpoint's cap, by resource; default_queue_wait_timeout_s: longest wait, None = no end."""
-
-    limit: Any = field(default_factory=Aimd)
-    initial_limits: Mapping[ResourceKey, int] = field(default_factory=dict)
-    max_limit_clamps: Mapping[ResourceKey, int] = field(default_factory=dict)
-    default_queue_wait_timeout_s: float | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("initial_limits", "max_limit_clamps"):
-            for key, value in getattr(self, name).items():
-                check_number(f"{name}.{key}", value, lo=1, whole=True)
-        if self.initial_limits and not hasattr(self.limit, "initial_limit"):
-            raise ConfigValueError("initial_limits", f"{type(self.limit).__name__} has no initial limit to set")
-        if self.default_queue_wait_timeout_s is not None:
-            check_number("default_queue_wait_timeout_s", self.default_queue_wait_timeout_s, lo=0.0)
-
-
-class WaitingAdmission(RequestAdmission):
-    """RequestAdmission whose callers may wait. Only `drain` grants to waiters: call it at the same `now` after release, register,
+class WaitingAdmission(EndpointAdmission):
+    """EndpointAdmission whose callers may wait. Only `drain` grants to waiters: call it at the same `now` after release, register,
     cancel and set_cap, and at `next_deadline()`.
 
-    An endpoint's cap bounds what is in flight over all its domains. Waiter ids are `{generation}-w{n}`.
+    Waiter ids are `{generation}-w{n}`.
     """
 
     def __init__(self, config: RequestAdmissionConfig | None = None, *, generation: str = "g0", breaker: Breaker | None = None,
                  wants: frozenset[str] = frozenset(), context: BuildContext | None = None) -> None:
-        self.config = config or RequestAdmissionConfig()
-        self._context = context or BuildContext()
-        super().__init__(self.config.limit.build(self._context), generation=generation, breaker=breaker, wants=wants)
-        self.endpoints: dict[Any, Endpoint] = {}
-        self._endpoint_of: dict[ResourceKey, Endpoint] = {}
+        super().__init__(config, generation=generation, breaker=breaker, wants=wants, context=context)
         self._waiters = Waiters()
         self._queued = 0
         self._given: dict[str, RequestLease] = {}  # waiter id -> its lease, until that is released
         self._waiter_of: dict[str, str] = {}  # lease id -> waiter id
 
-    # -- resources ----------------------------------------------------------------------------------------------------------------
-
-    def register(self, resource: ResourceKey, cap: int, now: float) -> None:
-        """A resource that is an endpoint of its own. Again: as `set_cap`."""
-        if resource in self.endpoints:
-            self.set_cap(resource, cap, now)
-            return
-        check_number("cap", cap, lo=1, whole=True)
-        self._tick(now)
-        endpoint = self.endpoints[resource] = Endpoint()
-        endpoint.raw_caps[""] = cap
-        self._make(resource, endpoint, now)
-
-    def register_alias(self, provider: str, model: str, alias: str, cap: int, now: float) -> None:
-        """One more name of an endpoint; the smallest cap of all its names bounds the sum over its domains, which come to be on first use.
-
-        Raises ConfigValueError for a cap below 1.
-        """
-        check_number("cap", cap, lo=1, whole=True)
-        self._tick(now)
-        endpoint = self.endpoints.setdefault((provider, model), Endpoint())
-        endpoint.raw_caps[alias] = cap
-        self._follow(endpoint, now)
-
-    def unregister_alias(self, provider: str, model: str, alias: str, now: float) -> list[Expired]:
-        """Forget a name; with its last one the endpoint is gone: nobody is admitted and those who wait are sent away."""
-        self._tick(now)
-        endpoint = self.endpoints.get((provider, model))
-        if endpoint is None or endpoint.raw_caps.pop(alias, None) is None:
-            return []
-        if endpoint.raw_caps:
-            self._follow(endpoint, now)
-            return []
-        gone = [w for w in list(self._waiters.by_id.values()) if self._endpoint_of[w.resource.name] is endpoint]
-        return [self._expire(w, "hard_policy_denial", now) for w in gone if self._waiters.remove(w.id, now)]
-
-    def _follow(self, endpoint: Endpoint, now: float) -> None:
-        """The endpoint's cap changed: the ceilings of its domains follow."""
-        for r in endpoint.resources:
-            super().set_cap(r.name, self._ceiling(r.name, endpoint), now)
-
-    def _ceiling(self, resource: ResourceKey, endpoint: Endpoint) -> int:
-        return max(1, min(endpoint.cap, self.config.max_limit_clamps.get(resource, endpoint.cap)))
-
-    def _make(self, resource: ResourceKey, endpoint: Endpoint, now: float) -> None:
-        factory = self._factory
-        initial = self.config.initial_limits.get(resource)
-        if initial is not None:
-            self._factory = replace(self.config.limit, initial_limit=initial).build(self._context)
-        try:
-            super().register(resource, self._ceiling(resource, endpoint), now)
-        finally:
-            self._factory = factory
-        self._endpoint_of[resource] = endpoint
-        endpoint.resources.append(self._resources[resource])
-
-    def _known(self, resource: ResourceKey, now: float) -> Resource | None:
-        """The resource, made on first use of its endpoint; None if its endpoint is not registered."""
-        if resource not in self._resources and isinstance(resource, RequestResourceKey):
-            endpoint = self.endpoints.get((resource.provider, resource.model))
-            if endpoint is not None and endpoint.raw_caps:
-                self._make(resource, endpoint, now)
-        r = self._resources.get(resource)
-        return r if r is not None and self._endpoint_of[resource].raw_caps else None
-
-    def set_cap(self, resource: ResourceKey, cap: int, now: float) -> None:
-        """A lowered cap lowers the limit at once; in flight may exceed it until released. For resources that are their own endpoint."""
-        endpoint = self.endpoints.get(resource)
-        if endpoint is None:
-            raise ConfigValueError("cap", f"the caps of {resource} are those of its endpoint's aliases")
-        check_number("cap", cap, lo=1, whole=True)
-        endpoint.raw_caps[""] = cap
-        super().set_cap(resource, self._ceiling(resource, endpoint), now)
-
     # -- leases -------------------------------------------------------------------------------------------------------------------
-
-    def admissible(self, resource: ResourceKey, now: float) -> bool:
-        """Is there room, whoever waits? Changes nothing."""
-        endpoint = self._endpoint_of.get(resource)
-        if endpoint is None or endpoint.in_flight >= endpoint.cap:
-            return False
-        return super().admissible(resource, now)
 
     def why_not(self, resource: ResourceKey, now: float) -> Denial:
         """The denial of what cannot be granted now; the order is shutdown, unregistered, waiters ahead, cool-down, capacity, breaker."""
@@ -177,17 +66,11 @@ class WaitingAdmission(RequestAdmission):
         self._note("request_acquire_denied", resource, now, denial.reason)
         return denial
 
-    def grant(self, resource: ResourceKey, now: float) -> RequestLease:
-        lease = super().grant(resource, now)
-        self._endpoint_of[resource].in_flight += 1
-        return lease
-
     def release(self, lease: RequestLease, outcome: str, now: float, *, retry_after_s: float | None = None,
                 rtt_s: float | None = None) -> ReleaseReason:
         """Give the capacity back; anything but an active lease changes nothing. `drain` grants what became free."""
         said = super().release(lease, outcome, now, retry_after_s=retry_after_s, rtt_s=rtt_s)
         if said == "released":
-            self._endpoint_of[lease.resource].in_flight -= 1
             waiter_id = self._waiter_of.pop(lease.lease_id, None)
             if waiter_id is not None:
                 del self._given[waiter_id]
@@ -272,6 +155,15 @@ class WaitingAdmission(RequestAdmission):
         super().shutdown(now)
         return [self._expire(w, "shutdown", now) for w in list(self._waiters.by_id.values()) if self._waiters.remove(w.id, now)]
 
+    def unregister_alias(self, provider: str, model: str, alias: str, now: float) -> list[Expired]:
+        """Forget a name; with its last one the endpoint is gone: nobody is admitted and those who wait are sent away."""
+        super().unregister_alias(provider, model, alias, now)
+        endpoint = self.endpoints.get((provider, model))
+        if endpoint is None or endpoint.raw_caps:
+            return []
+        gone = [w for w in list(self._waiters.by_id.values()) if self._endpoint_of[w.resource.name] is endpoint]
+        return [self._expire(w, "hard_policy_denial", now) for w in gone if self._waiters.remove(w.id, now)]
+
     # -- time and pictures --------------------------------------------------------------------------------------------------------
 
     def next_deadline(self) -> float | None:
@@ -290,11 +182,3 @@ class WaitingAdmission(RequestAdmission):
     def waiting(self) -> int:
         """Everyone who waits."""
         return len(self._waiters)
-
-    def endpoint(self, provider: str, model: str, now: float) -> EndpointSnapshot:
-        """A frozen picture of an endpoint; KeyError if it was never registered."""
-        endpoint = self.endpoints[(provider, model)]
-        return EndpointSnapshot(
-            now, provider, model, endpoint.cap if endpoint.raw_caps else 0, endpoint.in_flight, tuple(endpoint.raw_caps),
-            dict(endpoint.raw_caps), {str(getattr(r.name, "domain", r.name)): r.bound(now) for r in endpoint.resources},
-        )
