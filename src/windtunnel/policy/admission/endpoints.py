@@ -9,6 +9,7 @@ from typing import Any
 from windtunnel.errors import ConfigValueError
 from windtunnel.policy.admission.aimd import Aimd
 from windtunnel.policy.admission.breaker import Breaker
+from windtunnel.policy.admission.denial import Denial, make_denial
 from windtunnel.policy.admission.request import ReleaseReason, RequestAdmission, RequestLease
 from windtunnel.policy.admission.resource import RequestResourceKey, Resource, ResourceKey
 from windtunnel.policy.param import BuildContext, check_number
@@ -149,6 +150,25 @@ class EndpointAdmission(RequestAdmission):
         if endpoint is None or endpoint.in_flight >= endpoint.cap:
             return False
         return super().admissible(resource, now)
+
+    def why_not(self, resource: ResourceKey, now: float) -> Denial:
+        """The denial of what is not admissible; the order is shutdown, unregistered, cool-down, capacity, breaker."""
+        endpoint = self._endpoint_of.get(resource)
+        if self._shut or endpoint is None or not endpoint.raw_caps:
+            return make_denial("request", "shutdown" if self._shut else "hard_policy_denial", resource=str(resource))
+        r = self._resources[resource]
+        if endpoint.in_flight >= endpoint.cap and now >= r.limit.blocked_until:
+            return self._busy("no_capacity", r, now)
+        return super().why_not(resource, now)
+
+    def _busy(self, reason: str, r: Resource, now: float) -> Denial:
+        rate_rps = r.rate.per_s(now)
+        return make_denial("request", reason, retry_after_s=1.0 / rate_rps if rate_rps else None, resource=str(r.name))
+
+    def try_acquire(self, resource: ResourceKey, now: float) -> RequestLease | Denial:
+        """A lease, or why not."""
+        self._known(resource, now)
+        return super().try_acquire(resource, now)
 
     def grant(self, resource: ResourceKey, now: float) -> RequestLease:
         lease = super().grant(resource, now)

@@ -42,14 +42,8 @@ class WaitingAdmission(EndpointAdmission):
     def why_not(self, resource: ResourceKey, now: float) -> Denial:
         """The denial of what cannot be granted now; the order is shutdown, unregistered, waiters ahead, cool-down, capacity, breaker."""
         endpoint = self._endpoint_of.get(resource)
-        if self._shut or endpoint is None or not endpoint.raw_caps:
-            return make_denial("request", "shutdown" if self._shut else "hard_policy_denial", resource=str(resource))
-        r = self._resources[resource]
-        ahead = self._ahead(endpoint, now)
-        if ahead or (endpoint.in_flight >= endpoint.cap and now >= r.limit.blocked_until):
-            rate_rps = r.rate.per_s(now)
-            reason = "queued_waiters_ahead" if ahead else "no_capacity"
-            return make_denial("request", reason, retry_after_s=1.0 / rate_rps if rate_rps else None, resource=str(resource))
+        if not self._shut and endpoint is not None and self._ahead(endpoint, now):
+            return self._busy("queued_waiters_ahead", self._resources[resource], now)
         return super().why_not(resource, now)
 
     def _ahead(self, endpoint: Endpoint, now: float) -> bool:
