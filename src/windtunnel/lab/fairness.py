@@ -47,7 +47,8 @@ def _ramps(done: pd.DataFrame, times: np.ndarray) -> np.ndarray:
     total = np.where(n > 0, times * np.concatenate([[0.0], slopes])[n] - np.concatenate([[0.0], offsets])[n], 0.0)
     steps = np.argsort(jumps, kind="stable")
     summed = np.concatenate([[0.0], np.cumsum(jump_sizes[steps])])
-    return total + summed[np.searchsorted(jumps[steps], times, side="right")]
+    served: np.ndarray = total + summed[np.searchsorted(jumps[steps], times, side="right")]
+    return served
 
 
 def service_gap(curves: pd.DataFrame, first: str, second: str, *, weights: tuple[float, float] = (1.0, 1.0), since_s: float = 0.0) -> pd.Series:

@@ -155,4 +155,4 @@ def _get(message: Any, wire: str, plain: Any, nullable: bool, path: str) -> Any:
             return None
         raise PluginSerializationError(f"{path} is missing")
     value = getattr(message, wire)
-    return _read(value, plain) if is_dataclass(plain) else value
+    return _read(value, plain) if is_dataclass(plain) else value  # type: ignore[arg-type]

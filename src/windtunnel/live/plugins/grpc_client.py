@@ -15,12 +15,13 @@ from windtunnel.errors import (
     PluginTimeoutError,
     PluginUnknownMethodError,
 )
-from windtunnel.live.plugins import planner_pb2 as pb
+from windtunnel.live.plugins import planner_pb2
 from windtunnel.live.plugins import planner_pb2_grpc as rpc
 from windtunnel.live.plugins.bridge import from_proto, to_proto
 from windtunnel.live.plugins.endpoint import Tls, channel_to, check_endpoint
 from windtunnel.policy.planning.contract import PredictResponse, Stage, StageRequest, StageResponse, TrafficMetrics
 
+pb: Any = planner_pb2  # its names are made at run time
 CODES: Mapping[grpc.StatusCode, type[PluginCallError]] = {
     grpc.StatusCode.DEADLINE_EXCEEDED: PluginTimeoutError,
     grpc.StatusCode.UNAVAILABLE: PluginConnectionError,
@@ -57,7 +58,7 @@ class GrpcPlugin:
 
     async def bootstrap(self, history: Sequence[TrafficMetrics], window_s: float, hints: Mapping[str, str], timeout_s: float = 5.0) -> bool:
         """Hand over the past; False if the plugin says that it could not use it."""
-        request = pb.BootstrapRequest(history=[to_proto(w) for w in history], window_s=window_s, hints=dict(hints))  # type: ignore[misc]
+        request = pb.BootstrapRequest(history=[to_proto(w) for w in history], window_s=window_s, hints=dict(hints))
         return bool((await self._ask("Bootstrap", request, timeout_s)).ok)
 
     async def reset(self, reason: str, timeout_s: float = 5.0) -> bool:

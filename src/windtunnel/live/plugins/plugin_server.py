@@ -9,12 +9,13 @@ from typing import Any
 import grpc
 
 from windtunnel.errors import PlanContractError, PluginSerializationError
-from windtunnel.live.plugins import planner_pb2 as pb
+from windtunnel.live.plugins import planner_pb2
 from windtunnel.live.plugins import planner_pb2_grpc as rpc
 from windtunnel.live.plugins.bridge import from_proto, to_proto
 from windtunnel.live.plugins.endpoint import Tls, bind, close_to_others, options
 from windtunnel.policy.planning.contract import PredictResponse, StageResponse
 
+pb: Any = planner_pb2  # its names are made at run time
 GRACE_S = 0.5
 
 
@@ -66,7 +67,7 @@ class PluginServicer(rpc.PlannerPluginServicer):
 
     async def _answer(self, name: str, request: Any, context: Any, kind: type) -> Any:
         await self._known(context)
-        method = getattr(self._plugin, name, None)
+        method: Any = getattr(self._plugin, name, None)
         if method is None:
             await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"this plugin has no method {name}")
         try:
