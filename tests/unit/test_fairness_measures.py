@@ -35,7 +35,8 @@ def test_an_output_of_one_token_is_a_step() -> None:
 def test_many_overlapping_requests_equal_the_sum_of_each() -> None:
     rng = np.random.default_rng(5)
     rows = [("A", float(t), float(t + a), float(t + a + b), int(i), int(o), "success")
-            for t, a, b, i, o in zip(rng.uniform(0, 10, 50), rng.uniform(0, 2, 50), rng.choice([0.0, 1.5, 3.0], 50), rng.integers(0, 99, 50), rng.integers(1, 99, 50))]
+            for t, a, b, i, o in zip(rng.uniform(0, 10, 50), rng.uniform(0, 2, 50), rng.choice([0.0, 1.5, 3.0], 50),
+                                     rng.integers(0, 99, 50), rng.integers(1, 99, 50))]
     grid = np.linspace(0, 16, 33)
     naive = np.zeros(33)
     for _, sent, first, last, i, o, _ in rows:

@@ -13,11 +13,13 @@ from windtunnel.sim.stepmodels.model import Batch, Provenance
 @dataclass(frozen=True)
 class Table:
     """decode_s: ((batch, seconds), ...) in ascending batch, linear between knots, the last slope beyond them; prefill_s_per_token: added
-    per prefilled token; kv_s_per_token: added per attended token of a decode."""
+    per prefilled token; kv_s_per_token: added per attended token of a decode. prefill_s: ((tokens, seconds), ...) of whole prompts, instead
+    of the rate per token: a chunk costs what the prompt costs with it less what it costs without."""
 
     decode_s: tuple[tuple[int, float], ...]
     prefill_s_per_token: float
     kv_s_per_token: float = 0.0
+    prefill_s: tuple[tuple[int, float], ...] = ()
     provenance: Provenance = field(default_factory=lambda: Provenance("table", "", "measured per batch"))
 
     def __post_init__(self) -> None:
@@ -26,26 +28,47 @@ class Table:
         for batch, seconds in self.decode_s:
             check_number("decode_s.batch", batch, lo=1, whole=True)
             check_number("decode_s.seconds", seconds, above=0.0)
-        batches = [b for b, _ in self.decode_s]
-        if batches != sorted(set(batches)):
-            raise ConfigValueError("decode_s", f"expected ascending batches, got {batches}")
+        for tokens, seconds in self.prefill_s:
+            check_number("prefill_s.tokens", tokens, lo=1, whole=True)
+            check_number("prefill_s.seconds", seconds, lo=0.0)
+        for name, knots in (("decode_s", self.decode_s), ("prefill_s", self.prefill_s)):
+            at = [x for x, _ in knots]
+            if at != sorted(set(at)):
+                raise ConfigValueError(name, f"expected ascending {'batches' if name == 'decode_s' else 'tokens'}, got {at}")
+        seconds_of = [s for _, s in self.prefill_s]
+        if seconds_of != sorted(seconds_of):
+            raise ConfigValueError("prefill_s", "expected seconds that do not fall with more tokens")
         check_number("prefill_s_per_token", self.prefill_s_per_token, lo=0.0)
         check_number("kv_s_per_token", self.kv_s_per_token, lo=0.0)
 
     def of_batch(self, n: int) -> float:
         """Seconds of a decode step of n sequences, without the KV term."""
         knots = self.decode_s
-        if len(knots) == 1 or n <= knots[0][0]:
+        if n <= knots[0][0]:
             return knots[0][1]
-        i = min(bisect_left(knots, (n, 0.0)), len(knots) - 1)
-        (b0, s0), (b1, s1) = knots[i - 1], knots[i]
-        return max(knots[0][1] * 1e-3, s0 + (s1 - s0) * (n - b0) / (b1 - b0))
+        return max(knots[0][1] * 1e-3, _between(knots, n))
+
+    def of_prompt(self, n: int) -> float:
+        """Seconds that n prompt tokens add to their steps; below the first knot in proportion."""
+        if not self.prefill_s:
+            return self.prefill_s_per_token * n
+        first, seconds = self.prefill_s[0]
+        return seconds * n / first if n <= first else _between(self.prefill_s, n)
 
     def seconds(self, b: Batch) -> float:
         return self.run(b, 1)[0]
 
     def run(self, b: Batch, k: int) -> tuple[float, float, int]:
         a = self.of_batch(b.sequences) + self.kv_s_per_token * b.decode_kv
-        for chunk, _ in b.prefill:
-            a += self.prefill_s_per_token * chunk
-        return a, self.kv_s_per_token * b.decode_seqs, k
+        for chunk, before in b.prefill:
+            a += self.of_prompt(before + chunk) - self.of_prompt(before) if self.prefill_s else self.prefill_s_per_token * chunk
+        return a, self.kv_s_per_token * b.decode_seqs, k if not (self.prefill_s and b.prefill) else 1
+
+
+def _between(knots: tuple[tuple[int, float], ...], x: float) -> float:
+    """Linear between knots, the last slope beyond them; the only knot's value if there is one."""
+    if len(knots) == 1:
+        return knots[0][1]
+    i = min(max(1, bisect_left(knots, (x, 0.0))), len(knots) - 1)
+    (x0, y0), (x1, y1) = knots[i - 1], knots[i]
+    return y0 + (y1 - y0) * (x - x0) / (x1 - x0)
