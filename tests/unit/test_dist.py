@@ -41,7 +41,7 @@ def test_plain_data_means_a_law(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("data", "kind", "text"), [
     ("600", ConfigValueError, "input_tokens"), (True, ConfigValueError, "input_tokens"),
-    ({"kind": "pareto"}, ConfigValueError, "lognormal"), ({"kind": "exp", "mean": 0}, ConfigValueError, r"input_tokens\.mean"),
+    ({"kind": "weibull"}, ConfigValueError, "lognormal"), ({"kind": "exp", "mean": 0}, ConfigValueError, r"input_tokens\.mean"),
     ({"kind": "exp", "mean": float("nan")}, ConfigValueError, "finite"),
     ({"kind": "exp", "rate": 1}, ConfigUnknownKeyError, r"input_tokens\.rate"),
     ({"kind": "uniform", "lo": 3, "hi": 2}, ConfigValueError, "hi"), ({"kind": "lognormal", "mean": 4}, ConfigValueError, "takes mean, cv"),

@@ -23,7 +23,8 @@ def build_pool(name: str, spec: PoolSpec, base: Path) -> Pool:
     arch, card = model(spec.model), gpu(spec.gpu)
     profile: Any = spec.profile
     dtype, kv_dtype = (profile.dtype, profile.kv_dtype) if isinstance(profile, RooflineSpec) else ("bf16", "bf16")
-    engine = _engine(spec, arch, card, dtype, kv_dtype)
+    service: Any = spec.service
+    engine = _engine(spec, arch, card, dtype, kv_dtype) if service is None else service.config()
     step_model = _step_model(spec, arch, card)
     price = spec.price.usd_per_hour if spec.price is not None else card.usd_per_hour
     return Pool(

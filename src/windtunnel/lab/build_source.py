@@ -61,7 +61,9 @@ def _arrivals(spec: ArrivalsSpec, setting: Setting, rng: Generator, model: str) 
         input_tokens=build_dist(spec.input_tokens, setting.base, "input_tokens"),
         output_tokens=build_dist(spec.output_tokens, setting.base, "output_tokens"), tenants=spec.tenants, priorities=priorities,
         count=spec.count, duration_s=setting.duration_s, rng=rng, name=spec.name, model=model, bound=spec.bound,
-        prompts=Prompts(spec.name) if setting.live else None)
+        prompts=Prompts(spec.name) if setting.live else None,
+        service_s=None if spec.service_s is None else build_dist(spec.service_s, setting.base, "service_s"),
+        patience_s=None if spec.patience_s is None else build_dist(spec.patience_s, setting.base, "patience_s"))
 
 
 def _trace(spec: TraceSpec, setting: Setting, rng: Generator, model: str) -> Source:

@@ -14,10 +14,12 @@ from windtunnel.lab.kinds import Spec, spec_of
 from windtunnel.lab.sentences import place
 from windtunnel.lab.yamlfile import Document, dotted
 from windtunnel.sim.engine import EngineConfig
+from windtunnel.sim.service import ServiceConfig
 from windtunnel.sim.stepmodels.affine import Affine
 from windtunnel.sim.stepmodels.table import Table
 
 EngineSpec = spec_of(EngineConfig)
+ServiceSpec = spec_of(ServiceConfig, skip=("setup_s",))
 # Boot stages (s) of labelled assumptions; weights_s is always weights bytes / load_bw unless it is given.
 STARTUPS: dict[str, dict[str, float]] = {
     "warm": {},
@@ -93,6 +95,7 @@ class PoolSpec(Spec):
     min: int = Field(default=0, ge=0)
     max: int | None = Field(default=None, ge=0)
     engine: EngineSpec = EngineSpec()  # type: ignore[valid-type]
+    service: ServiceSpec | None = Field(default=None, description="Serve requests for their own service_s instead of stepping an engine.")  # type: ignore[valid-type]
     profile: ProfileSpec = RooflineSpec(kind="roofline")
     startup: StartupSpec = StartupSpec()
     price: PriceSpec | None = Field(default=None, description="Left out: the catalogue's example price, if it has one.")

@@ -45,6 +45,8 @@ class ArrivalsSpec(spec_of(RequestRate)):  # type: ignore[misc]
     kind: Literal["arrivals"]
     input_tokens: DistSpec
     output_tokens: DistSpec
+    service_s: DistSpec | None = Field(default=None, description="Seconds of work (s), for pools that serve in seconds.")
+    patience_s: DistSpec | None = Field(default=None, description="From a request's arrival to its deadline (s).")
     tenants: Shares = Field(default={"default": 1.0}, min_length=1, description="Share of the requests per tenant.")
     priorities: dict[Priority, Annotated[float, Field(ge=0)]] = Field(default={"interactive": 1.0}, min_length=1)
     count: int | None = Field(default=None, ge=1, description="Ends after this many requests.")

@@ -21,6 +21,7 @@ from windtunnel.sim.agenda import ARRIVAL, Agenda
 from windtunnel.sim.engine import Attempt
 from windtunnel.sim.fleet import DRAINING, READY, FleetConfig, SimFleet
 from windtunnel.sim.sampling import Sampler
+from windtunnel.sim.service import Job
 from windtunnel.sources.source import Source
 
 GIVES = frozenset({"started", "first_token", "progress", "scrape", "prefix_blocks", "route_key", "token_counts"})
@@ -179,7 +180,10 @@ class SimDriver:
             return
         truth = request.truth
         output = truth.output_tokens if truth is not None else (request.max_tokens or 1)
-        attempt = Attempt(request.id, effect.dispatch, request.input_tokens or 1, output, request.priority, request.blocks)
+        if truth is not None and truth.service_s is not None:
+            attempt: Attempt = Job(request.id, effect.dispatch, request.input_tokens or 1, output, request.priority, truth.service_s)
+        else:
+            attempt = Attempt(request.id, effect.dispatch, request.input_tokens or 1, output, request.priority, request.blocks)
         refusal = replica.engine.submit(attempt)
         if refusal is not None:
             self._fail(request.id, effect.dispatch, effect.replica, refusal.status, refusal.reason, refusal.retry_after_s)

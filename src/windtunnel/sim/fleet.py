@@ -13,6 +13,7 @@ from windtunnel.policy.param import check_number
 from windtunnel.sim.agenda import COMPLETION, Agenda
 from windtunnel.sim.cost import replica_row
 from windtunnel.sim.engine import EngineConfig, SimEngine
+from windtunnel.sim.service import ServiceConfig, Station, service_engine
 from windtunnel.sim.stepmodels.model import StepModel
 from windtunnel.sources.dist import Dist
 from windtunnel.sources.seeding import generator
@@ -38,7 +39,7 @@ class Pool:
     name: str
     model: str
     gpu: str
-    engine: EngineConfig
+    engine: EngineConfig | ServiceConfig
     step_model: StepModel
     replicas: int = 1
     min: int = 0
@@ -67,7 +68,7 @@ class Pool:
     @property
     def kv_tokens(self) -> int | None:
         blocks = self.engine.num_blocks
-        return None if blocks is None else blocks * self.engine.block_size
+        return None if blocks is None or isinstance(self.engine, ServiceConfig) else blocks * self.engine.block_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,7 @@ class SimReplica:
 
     __slots__ = ("boot", "engine", "gone_reason", "name", "ordinal", "pool", "requests", "stage_n", "state", "times", "version")
 
-    def __init__(self, name: str, pool: Pool, ordinal: int, engine: SimEngine) -> None:
+    def __init__(self, name: str, pool: Pool, ordinal: int, engine: SimEngine | Station) -> None:
         self.name, self.pool, self.ordinal, self.engine = name, pool, ordinal, engine
         self.state, self.version, self.requests, self.gone_reason = REQUESTED, 0, 0, ""
         self.times: dict[str, float] = {}
@@ -171,15 +172,19 @@ class SimFleet:
     def _new(self, pool: Pool) -> SimReplica:
         ordinal = len(self._by_pool[pool.name]) + sum(1 for row in self.rows if row["pool"] == pool.name)
         name = f"{pool.name}-{ordinal}"
-        options = dict(self._engine_options(name))
-        if pool.engine.draws:
-            options["rng"] = generator(self._seed, f"pool/{pool.name}/replica/{ordinal}/noise", self._replication)
-        engine = SimEngine(name, pool.engine, pool.step_model, self.agenda, **options)
-        replica = SimReplica(name, pool, ordinal, engine)
+        replica = SimReplica(name, pool, ordinal, self._engine(name, pool, ordinal))
         replica.times["requested_s"] = self.agenda.now
         self.replicas[name] = replica
         self._by_pool[pool.name].append(replica)
         return replica
+
+    def _engine(self, name: str, pool: Pool, ordinal: int) -> SimEngine | Station:
+        options = dict(self._engine_options(name))
+        if pool.engine.draws:
+            options["rng"] = generator(self._seed, f"pool/{pool.name}/replica/{ordinal}/noise", self._replication)
+        if isinstance(pool.engine, ServiceConfig):
+            return service_engine(name, pool.engine, self.agenda, **options)
+        return SimEngine(name, pool.engine, pool.step_model, self.agenda, **options)
 
     def _order(self, pool: Pool) -> None:
         replica = self._new(pool)

@@ -138,7 +138,8 @@ class ArrivalSource:
     {kind: ...}. tenants, priorities: share by name. count, duration_s: where it ends (whichever comes first; neither: endless).
     bound="output": the client asks for exactly the drawn number of output tokens, as load generators do; None: no bound.
     rng: a NumPy generator or a seed; arrivals, lengths, tenants and priorities draw from separate children of it.
-    prompts: makes message content for real engines.
+    prompts: makes message content for real engines. service_s: seconds of work, for engines that serve in seconds; patience_s: seconds
+    after its arrival at which a request's deadline is.
     """
 
     loop: Loop = "open"
@@ -149,7 +150,8 @@ class ArrivalSource:
                  output_tokens: Dist | float | Mapping[str, Any], tenants: Mapping[str, float] = {"default": 1.0},
                  priorities: Mapping[str, float] = {"interactive": 1.0}, count: int | None = None, duration_s: float | None = None,
                  rng: np.random.Generator | int = 0, name: str = "arrivals", model: str = "", bound: Literal["output"] | None = "output",
-                 max_in_flight: int | None = None, prompts: Prompts | None = None) -> None:
+                 max_in_flight: int | None = None, prompts: Prompts | None = None,
+                 service_s: Dist | float | Mapping[str, Any] | None = None, patience_s: Dist | float | Mapping[str, Any] | None = None) -> None:
         steps = None if series is None else tuple((t, r) for t, r in series)
         self.rate = RequestRate(rate_rps, steps, pattern, shape, cv, max_in_flight)
         self.input_tokens, self.output_tokens = dist_of(input_tokens, "input_tokens"), dist_of(output_tokens, "output_tokens")
@@ -163,7 +165,9 @@ class ArrivalSource:
         if bound not in ("output", None):
             raise ConfigValueError("bound", f'expected "output" or None, got {bound!r}')
         self._count, self._duration_s, self._bounded = count, duration_s, bound == "output"
-        self._children = (rng if isinstance(rng, np.random.Generator) else np.random.default_rng(rng)).spawn(5)
+        self.service_s = None if service_s is None else dist_of(service_s, "service_s")
+        self.patience_s = None if patience_s is None else dist_of(patience_s, "patience_s")
+        self._children = (rng if isinstance(rng, np.random.Generator) else np.random.default_rng(rng)).spawn(7)
         self._exhausted, self._throttle = False, None if max_in_flight is None else Throttle(name, self._requests(), max_in_flight)
 
     @property
@@ -184,7 +188,7 @@ class ArrivalSource:
         return self._throttle.done() if self._throttle else self._exhausted
 
     def _requests(self) -> Iterator[Request]:
-        at, inputs, outputs, who, class_ = deepcopy(self._children)  # a second stream is the same stream
+        at, inputs, outputs, who, class_, work, wait = deepcopy(self._children)  # a second stream is the same stream
         prefix, model, nobody, n, prompts = f"{self.name}-", self.model, frozenset[str](), 0, self._prompts
         for times in self.rate.times(at):
             when = self._cut(times, n)
@@ -192,12 +196,14 @@ class ArrivalSource:
             ends = tokens(self.output_tokens, outputs, CHUNK)
             begins = tokens(self.input_tokens, inputs, CHUNK)
             classes = [PRIORITIES[c] for c in self._priorities.draw(class_, CHUNK)]
-            for t, tenant, priority, i, o in zip(when, self._tenants.draw(who, CHUNK), classes, begins, ends):
+            seconds = _drawn(self.service_s, work)
+            patience = _drawn(self.patience_s, wait)
+            for t, tenant, priority, i, o, s, p in zip(when, self._tenants.draw(who, CHUNK), classes, begins, ends, seconds, patience):
                 id_ = f"{prefix}{n}"
                 n += 1
-                yield Request(id_, tenant, model, priority, t, i, o if self._bounded else None, None, None, 1, nobody, t, None, "chat",
-                              None, None, None, None, None, (), None, "profiling", False,
-                              None if prompts is None else prompts.content(id_, i), Truth(o, None, None))
+                yield Request(id_, tenant, model, priority, t, i, o if self._bounded else None, None, None, 1, nobody, t, None if p is None else t + p,
+                              "chat", None, None, None, None, None, (), None, "profiling", False,
+                              None if prompts is None else prompts.content(id_, i), Truth(o, s, None))
             if k < CHUNK:
                 break
         self._exhausted = True
@@ -209,6 +215,11 @@ class ArrivalSource:
             times = times[: self._count - sent]
         when: list[float] = times.tolist()
         return when
+
+
+def _drawn(law: Dist | None, rng: np.random.Generator) -> Sequence[float | None]:
+    drawn: Sequence[float | None] = [None] * CHUNK if law is None else law.sample(rng, CHUNK).tolist()
+    return drawn
 
 
 def _check_in_flight(value: int | None) -> None:

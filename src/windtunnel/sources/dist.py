@@ -141,13 +141,88 @@ class Empirical:
         return np.asarray(self.values, dtype=np.float64)[rng.integers(0, len(self.values), n)]
 
 
-Dist = Const | Uniform | Normal | LogNormal | Exponential | Empirical
+@dataclass(frozen=True, slots=True)
+class Gamma:
+    """Gamma law with this mean and coefficient of variation; shape 1/cv^2, so cv = 1/sqrt(k) is Erlang-k."""
+
+    mean: float
+    cv: float
+    max: float | None = None
+
+    def __post_init__(self) -> None:
+        check_number("mean", self.mean, above=0)
+        check_number("cv", self.cv, above=0)
+        _check_max(self.max)
+
+    def expected(self) -> float:
+        return float(self.mean)
+
+    def sample(self, rng: np.random.Generator, n: int) -> Floats:
+        """n values >= 0."""
+        shape = 1.0 / (self.cv * self.cv)
+        return _cap(rng.standard_gamma(shape, n) * (self.mean / shape), self.max)
+
+
+@dataclass(frozen=True, slots=True)
+class Hyperexponential:
+    """Two exponential phases with balanced means (each carries half of the work): this mean and coefficient of variation, cv >= 1."""
+
+    mean: float
+    cv: float
+    max: float | None = None
+
+    def __post_init__(self) -> None:
+        check_number("mean", self.mean, above=0)
+        check_number("cv", self.cv, lo=1)
+        _check_max(self.max)
+
+    def expected(self) -> float:
+        return float(self.mean)
+
+    def sample(self, rng: np.random.Generator, n: int) -> Floats:
+        """n values >= 0."""
+        square = self.cv * self.cv
+        p = (1.0 + math.sqrt((square - 1.0) / (square + 1.0))) / 2.0
+        means = np.where(rng.random(n) < p, self.mean / (2.0 * p), self.mean / (2.0 * (1.0 - p)))
+        return _cap(rng.standard_exponential(n) * means, self.max)
+
+
+@dataclass(frozen=True, slots=True)
+class BoundedPareto:
+    """Pareto law with tail index `alpha` cut to [lo, hi]: a few large ones carry much of the work."""
+
+    alpha: float
+    lo: float
+    hi: float
+
+    def __post_init__(self) -> None:
+        check_number("alpha", self.alpha, above=0)
+        check_number("lo", self.lo, above=0)
+        check_number("hi", self.hi, above=self.lo)
+
+    def expected(self) -> float:
+        a, ratio = self.alpha, self.lo / self.hi
+        if a == 1.0:
+            return self.lo * math.log(1.0 / ratio) / (1.0 - ratio)
+        return self.lo * a / (a - 1.0) * (1.0 - ratio ** (a - 1.0)) / (1.0 - ratio**a)
+
+    def sample(self, rng: np.random.Generator, n: int) -> Floats:
+        """n values in [lo, hi]."""
+        tail = 1.0 - (self.lo / self.hi) ** self.alpha
+        values: Floats = self.lo * (1.0 - rng.random(n) * tail) ** (-1.0 / self.alpha)
+        return np.minimum(values, self.hi)
+
+
+Dist = Const | Uniform | Normal | LogNormal | Exponential | Gamma | Hyperexponential | BoundedPareto | Empirical
 KINDS: Mapping[str, tuple[type[Any], Mapping[str, str]]] = {  # class, and field by the key that plain data uses
     "const": (Const, {"value": "value"}),
     "uniform": (Uniform, {"lo": "lo", "hi": "hi"}),
     "normal": (Normal, {"mean": "mean", "sd": "sd", "max": "max"}),
     "lognormal": (LogNormal, {"mean": "mean", "cv": "cv", "max": "max"}),
     "exp": (Exponential, {"mean": "mean", "max": "max"}),
+    "gamma": (Gamma, {"mean": "mean", "cv": "cv", "max": "max"}),
+    "hyperexp": (Hyperexponential, {"mean": "mean", "cv": "cv", "max": "max"}),
+    "pareto": (BoundedPareto, {"alpha": "alpha", "lo": "lo", "hi": "hi"}),
     "empirical": (Empirical, {"values": "values", "file": "values"}),
 }
 

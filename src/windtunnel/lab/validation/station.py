@@ -1,0 +1,116 @@
+"""One run of a queueing model through the real control and driver, kept as arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from windtunnel import effects as fx
+from windtunnel import events as ev
+from windtunnel.policy.admission.limit import Fixed, Unlimited
+from windtunnel.policy.admission.request import RequestAdmission
+from windtunnel.policy.control import Control
+from windtunnel.policy.lane import Lane
+from windtunnel.policy.param import BuildContext
+from windtunnel.policy.queueing.fifo import FifoQueue
+from windtunnel.policy.routing.fleet import Fleet
+from windtunnel.policy.routing.least import LeastOutstanding
+from windtunnel.policy.routing.router import Router
+from windtunnel.sim.driver import SimDriver
+from windtunnel.sim.engine import EngineConfig
+from windtunnel.sim.fleet import FleetConfig, Pool
+from windtunnel.sim.service import ServiceConfig
+from windtunnel.sim.stepmodels.affine import Affine
+from windtunnel.sim.stepmodels.model import StepModel
+from windtunnel.sources.source import Source
+
+Floats = NDArray[np.float64]
+NEVER = float("nan")
+SAMPLE_S = 1e9  # no gauges: only the requests matter here
+
+
+class Columns:
+    """A recorder that keeps arrival, start and end of every request and nothing else."""
+
+    def __init__(self) -> None:
+        self.arrived: dict[str, tuple[float, int, float]] = {}
+        self.ends: list[tuple[str, float, float, str]] = []  # id, start, end, how; in order of ends
+        self.replicas: list[Mapping[str, Any]] = []
+
+    def step(self, seq: int, now: float, event: ev.Event, effects: Sequence[fx.Effect], verdicts: Any = None) -> None:
+        if type(event) is ev.Arrived:
+            r = event.request
+            self.arrived[r.id] = (now, r.priority, r.truth.service_s or 0.0 if r.truth is not None else 0.0)
+        elif type(event) is ev.Finished:
+            self.ends.append((event.request_id, NEVER if event.started_s is None else event.started_s, now, "done"))
+        for effect in effects:
+            if type(effect) is fx.Reject or type(effect) is fx.Close:
+                self.ends.append((effect.request_id, NEVER, now, "rejected" if type(effect) is fx.Reject else effect.state))
+
+    def error(self, seq: int, now: float, event: ev.Event, error: BaseException) -> None:
+        """The driver raises it."""
+
+    def sample(self, now: float, name: str, key: str, value: float) -> None:
+        """Not wanted."""
+
+    def replica_row(self, row: Mapping[str, Any], /) -> None:
+        self.replicas.append(row)
+
+
+@dataclass(slots=True)
+class Flown:
+    """A run as arrays in order of ends. wait_s: arrival to start; sojourn_s: arrival to end; done: served to the end.
+
+    ids: position of each request in its source (the number behind the last dash).
+    """
+
+    ids: NDArray[np.int64]
+    arrived_s: Floats
+    ended_s: Floats
+    wait_s: Floats
+    sojourn_s: Floats
+    service_s: Floats
+    priority: NDArray[np.int64]
+    done: NDArray[np.bool_]
+    replicas: list[Mapping[str, Any]] = field(default_factory=list)
+
+    def in_order_of_arrival(self) -> Flown:
+        order = np.lexsort((self.ids, self.arrived_s))
+        return Flown(*(getattr(self, f)[order] for f in ("ids", "arrived_s", "ended_s", "wait_s", "sojourn_s", "service_s", "priority", "done")),
+                     replicas=self.replicas)
+
+
+def fly(source: Source, engine: ServiceConfig | EngineConfig, *, replicas: int = 1, limit: int | None = None, router: Router | None = None,
+        step_model: StepModel | None = None, check: bool = False) -> Flown:
+    """Fly `source` against equal replicas. limit: requests in flight at most, so that the rest waits in the control; None: all go on at once."""
+    record = Columns()
+    driver = SimDriver(_control(limit, router or LeastOutstanding(), record), source, _fleet(engine, replicas, step_model), record,
+                       sample_s=SAMPLE_S, check=check)
+    driver.advance()
+    if driver.error is not None:
+        raise driver.error
+    driver.finish()
+    n = len(record.ends)
+    facts = [record.arrived[e[0]] for e in record.ends]
+    arrived = np.fromiter((f[0] for f in facts), float, n)
+    started = np.fromiter((e[1] for e in record.ends), float, n)
+    ended = np.fromiter((e[2] for e in record.ends), float, n)
+    return Flown(np.fromiter((int(e[0].rpartition("-")[2]) for e in record.ends), np.int64, n), arrived, ended, started - arrived, ended - arrived,
+                 np.fromiter((f[2] for f in facts), float, n), np.fromiter((f[1] for f in facts), np.int64, n),
+                 np.fromiter((e[3] == "done" for e in record.ends), bool, n), record.replicas)
+
+
+def _control(limit: int | None, router: Router, record: Columns) -> Control:
+    config: Any = Unlimited() if limit is None else Fixed(limit)
+    admission = RequestAdmission(config.build(BuildContext()))
+    lane = Lane("p", queue=FifoQueue(), admission=admission, router=router, pools=("p",), cap=limit)
+    return Control(lanes=(lane,), fleet=Fleet())
+
+
+def _fleet(engine: ServiceConfig | EngineConfig, replicas: int, step_model: StepModel | None) -> FleetConfig:
+    pool = Pool(name="p", model="", gpu="none", engine=engine, step_model=step_model or Affine(), replicas=replicas)
+    return FleetConfig({"p": pool})
