@@ -33,6 +33,8 @@ lab: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python sims/bench/engine.py
 	$(BIN)/python sims/bench/control.py
+	$(BIN)/python sims/bench/scheduling.py
+	$(BIN)/python sims/bench/admission.py
 	$(BIN)/python sims/bench/live.py
 
 bench-peers: $(STAMP)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +61,9 @@ def calibrate(kind: str, url: str, *, model: str = "", slots: int | None = None,
         check_number("slots", slots, lo=1, whole=True)
     if not url:
         raise ConfigValueError("url", "expected the address of a running engine")
-    return asyncio.run(_calibrate(kind, url, model, slots, budget_s, seed, options or {}, tell or (lambda text: None)))
+    work = partial(_calibrate, kind, url, model, slots, budget_s, seed, options or {}, tell or (lambda text: None))
+    with ThreadPoolExecutor(1) as thread:  # a notebook's own loop runs in this one
+        return thread.submit(lambda: asyncio.run(work())).result()
 
 
 async def _calibrate(kind: str, url: str, model: str, slots: int | None, budget_s: float, seed: int, options: dict[str, Any],
