@@ -204,7 +204,7 @@ class BoundedPareto:
         a, ratio = self.alpha, self.lo / self.hi
         if a == 1.0:
             return self.lo * math.log(1.0 / ratio) / (1.0 - ratio)
-        return self.lo * a / (a - 1.0) * (1.0 - ratio ** (a - 1.0)) / (1.0 - ratio**a)
+        return float(self.lo * a / (a - 1.0) * (1.0 - ratio ** (a - 1.0)) / (1.0 - ratio**a))
 
     def sample(self, rng: np.random.Generator, n: int) -> Floats:
         """n values in [lo, hi]."""

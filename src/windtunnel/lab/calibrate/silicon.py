@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -108,12 +109,12 @@ def _system(p: PointObs) -> str:
     return f"{family(p)}|{p.gpu}|{p.engine}"
 
 
-def _held_out(points: Sequence[PointObs], calm: Sequence[int], fold: Array) -> tuple[Array, Array]:
+def _held_out(points: Sequence[PointObs], calm: Sequence[int], fold: np.ndarray[Any, Any]) -> tuple[Array, Array]:
     """Each point predicted by a fit that has not seen its fold; saturated points are in no fit."""
     ttft, tpot = np.full(len(points), np.nan), np.full(len(points), np.nan)
     for f in sorted(set(fold.tolist())):
         rows = np.flatnonzero(fold == f)
-        ttft[rows], tpot[rows] = ClosedLoop().fit([points[i] for i in calm if fold[i] != f]).predict([points[i] for i in rows])
+        ttft[rows], tpot[rows] = ClosedLoop().fit([points[i] for i in calm if fold[i] != f]).predict([points[int(i)] for i in rows])
     return ttft, tpot
 
 

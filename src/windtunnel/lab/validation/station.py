@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -80,8 +80,8 @@ class Flown:
 
     def in_order_of_arrival(self) -> Flown:
         order = np.lexsort((self.ids, self.arrived_s))
-        return Flown(*(getattr(self, f)[order] for f in ("ids", "arrived_s", "ended_s", "wait_s", "sojourn_s", "service_s", "priority", "done")),
-                     replicas=self.replicas)
+        names = ("ids", "arrived_s", "ended_s", "wait_s", "sojourn_s", "service_s", "priority", "done")
+        return replace(self, **{name: getattr(self, name)[order] for name in names})
 
 
 def fly(source: Source, engine: ServiceConfig | EngineConfig, *, replicas: int = 1, limit: int | None = None, router: Router | None = None,

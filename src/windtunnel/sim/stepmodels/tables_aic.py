@@ -199,8 +199,8 @@ class AicTables:
         line: Line | None = self._made.get("prefill")
         if line is None:
             f = self._attention("attn_prefill")
-            f = f[f["batch_size"] == 1].groupby("isl")["latency_ms"].min().sort_index()
-            line = self._made["prefill"] = Line([float(x) for x in f.index], (f.to_numpy(dtype=float) * MS).tolist())
+            best = f[f["batch_size"] == 1].groupby("isl")["latency_ms"].min().sort_index()
+            line = self._made["prefill"] = Line([float(x) for x in best.index], (best.to_numpy(dtype=float) * MS).tolist())
         if tokens <= line.knots[-1]:
             value, slope, end = line.going_up(tokens)
             return value, slope, min(end, line.knots[-1])
