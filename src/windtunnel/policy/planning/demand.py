@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from math import floor, isfinite
+from typing import Any
+
+from windtunnel.events import Arrived, Cancelled, Event, Failed, Finished
+from windtunnel.policy.planning.contract import TrafficMetrics
 
 LEAST_DONE = 20  # completions by busy replicas before a capacity is believed
 MEMORY_DONE = 400  # beyond them older ones fade
@@ -81,3 +88,146 @@ class CapacityMeter:
     def rps(self) -> float | None:
         """None until enough completions were seen."""
         return self._all_done / self._replica_s if self._all_done >= LEAST_DONE else None
+
+
+MEANS = (("isl", "isl_count"), ("osl", "osl_count"), ("kv_hit_rate", "kv_hit_tokens"), ("accept_length", "accept_forwards"),
+         ("ttft_s", "ttft_count"), ("itl_s", "itl_count"))
+OPEN_MEMORY_S = 3600.0  # a request that never ends is forgotten then
+
+
+def merge_windows(windows: Iterable[TrafficMetrics | None], requested_s: float, min_coverage: float = 0.5) -> TrafficMetrics | None:
+    """Known windows as one: sums, and means weighted by their denominators. None (unread) windows lower `coverage`; below the least: None."""
+    known = [w for w in windows if w is not None]
+    duration_s = sum(w.duration_s for w in known)
+    coverage = min(1.0, duration_s / requested_s) if requested_s > 0 else 0.0
+    if not known or coverage < min_coverage - 1e-9:
+        return None
+    means: dict[str, float | None] = {}
+    weights: dict[str, float] = {}
+    for name, weight in MEANS:
+        pairs = [(getattr(w, name), getattr(w, weight)) for w in known]
+        total = sum(n for value, n in pairs if value is not None)
+        means[name] = sum(value * n for value, n in pairs if value is not None) / total if total > 0 else None
+        weights[weight] = total
+    return TrafficMetrics(duration_s, sum(w.num_req for w in known), **means, **weights, coverage=coverage)
+
+
+@dataclass(slots=True)
+class _Slot:
+    """Of one window: count of arrivals, and (sum, weight) by mean."""
+
+    arrivals: float
+    sums: dict[str, list[float]]
+    known: bool = True
+
+
+class TrafficMeter:
+    """Traffic windows of one scale interval, on the grid t0 + k·window_s; those of the last `keep_s` and one more are kept.
+
+    alone: every request counts, else those for which `mine(request)` holds. A window that `unread` covers is unknown, not zero.
+    """
+
+    events: frozenset[type] = frozenset({Arrived, Finished, Failed, Cancelled})
+
+    def __init__(self, window_s: float, keep_s: float, t0: float = 0.0, mine: Callable[[Any], bool] | None = None) -> None:
+        self.window_s, self.t0, self._mine = window_s, t0, mine
+        self.keep = max(1, round(keep_s / window_s)) + 1
+        self.invalid: dict[str, int] = {}  # field -> readings that were no finite number
+        self._slots: dict[int, _Slot] = {}
+        self._unread: set[int] = set()
+        self._open: dict[str, float] = {}  # request -> arrival
+
+    def handle(self, event: Event, now: float) -> None:
+        """Arrivals count before any refusal; lengths and latencies when an answer is complete."""
+        if type(event) is Arrived:
+            request = event.request
+            if self._mine is None or self._mine(request):
+                slot = self._slot(now)
+                slot.arrivals += 1
+                self._open[request.id] = request.arrived_s
+                self._add(slot, "isl", request.input_tokens, 1)
+        elif type(event) is Finished:
+            arrived_s = self._open.pop(event.request_id, None)
+            if arrived_s is not None:
+                self._finished(event, arrived_s, now)
+        elif type(event) is Cancelled and event.request_id is not None:
+            self._open.pop(event.request_id, None)
+
+    def _finished(self, event: Finished, arrived_s: float, now: float) -> None:
+        slot, tokens, first_s = self._slot(now), event.output_tokens, event.first_token_s
+        self._add(slot, "osl", tokens, 1)
+        if event.cached_tokens is not None and event.input_tokens:
+            self._add(slot, "kv_hit_rate", min(1.0, event.cached_tokens / event.input_tokens), event.input_tokens)
+        if first_s is not None:
+            self._add(slot, "ttft_s", max(first_s - arrived_s, 0.0), 1)
+            if tokens is not None and tokens > 1:
+                self._add(slot, "itl_s", max(now - first_s, 0.0) / (tokens - 1), tokens - 1)
+        engine = event.engine or {}
+        length, forwards = engine.get("accept_length"), engine.get("accept_forwards", 1)
+        if length is not None:
+            self._add(slot, "accept_length", max(length, 1.0), forwards)
+
+    def observe(self, metrics: TrafficMetrics, window_end: float) -> None:
+        """A window that was read elsewhere, say scraped from a front door; replaces what was counted for it."""
+        k = self._index(window_end - self.window_s / 2)
+        sums = {name: [getattr(metrics, name) * getattr(metrics, weight), getattr(metrics, weight)]
+                for name, weight in MEANS if getattr(metrics, name) is not None}
+        self._slots[k] = _Slot(metrics.num_req, sums)
+        self._unread.discard(k)
+
+    def unread(self, start: float, end: float) -> None:
+        """Between these run seconds the source could not be read: the windows they touch are unknown."""
+        first, last = self._index(start), self._index(max(start, end - 1e-9))
+        self._unread.update(range(max(first, last - self.keep), last + 1))
+
+    def window(self, tick_at: float, length_s: float, min_coverage: float = 0.5) -> TrafficMetrics | None:
+        """The last `length_s` before grid time `tick_at`; windows before the start are unknown."""
+        last, n = self._index(tick_at), max(1, round(length_s / self.window_s))
+        self._forget(last, tick_at)
+        return merge_windows([self.base(k) for k in range(last - n, last)], n * self.window_s, min_coverage)
+
+    def base(self, k: int) -> TrafficMetrics | None:
+        """Window k of the grid; None if it was not read."""
+        if k < 0 or k in self._unread:
+            return None
+        slot = self._slots.get(k)
+        if slot is None:
+            return TrafficMetrics(self.window_s, 0.0)
+        means = {name: total / weight for name, (total, weight) in slot.sums.items() if weight > 0}
+        weights = {weight: slot.sums[name][1] for name, weight in MEANS if name in means}
+        return TrafficMetrics(self.window_s, slot.arrivals, **means, **weights)
+
+    def _index(self, at: float) -> int:
+        return grid_index(at, self.t0, self.window_s) if at >= self.t0 else floor((at - self.t0) / self.window_s)
+
+    def _slot(self, now: float) -> _Slot:
+        k = self._index(now)
+        slot = self._slots.get(k)
+        if slot is None:
+            slot = self._slots[k] = _Slot(0.0, {})
+            self._forget(k, now)
+        return slot
+
+    def _add(self, slot: _Slot, name: str, value: float | None, weight: float) -> None:
+        if value is None:
+            return
+        if not (isfinite(value) and value >= 0 and isfinite(weight) and weight >= 0):
+            self.invalid[name] = self.invalid.get(name, 0) + 1
+            return
+        sums = slot.sums.setdefault(name, [0.0, 0.0])
+        sums[0] += value * weight
+        sums[1] += weight
+
+    def _forget(self, newest: int, now: float) -> None:
+        for k in [k for k in self._slots if k < newest - self.keep]:
+            del self._slots[k]
+        self._unread = {k for k in self._unread if k >= newest - self.keep}
+        while self._open and next(iter(self._open.values())) < now - OPEN_MEMORY_S:
+            del self._open[next(iter(self._open))]
+
+
+def counter_delta(before: float | None, value: float) -> float | None:
+    """Growth of a scraped counter; one that went down was reset and counts from zero. None: the first reading tells no growth."""
+    if before is None:
+        return None
+    return value - before if value >= before else value
