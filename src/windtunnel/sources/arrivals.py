@@ -201,8 +201,9 @@ class ArrivalSource:
             for t, tenant, priority, i, o, s, p in zip(when, self._tenants.draw(who, CHUNK), classes, begins, ends, seconds, patience):
                 id_ = f"{prefix}{n}"
                 n += 1
-                yield Request(id_, tenant, model, priority, t, i, o if self._bounded else None, None, None, 1, nobody, t,
-                              None if p is None else t + p, "chat", None, None, None, None, None, (), None, "profiling", False,
+                deadline = None if p is None else t + p
+                yield Request(id_, tenant, model, priority, t, i, o if self._bounded else None, None, None, 1, nobody, t, deadline, "chat",
+                              None, None, None, None, None, (), None, "profiling", False,
                               None if prompts is None else prompts.content(id_, i), Truth(o, s, None))
             if k < CHUNK:
                 break

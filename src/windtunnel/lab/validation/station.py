@@ -80,8 +80,8 @@ class Flown:
 
     def in_order_of_arrival(self) -> Flown:
         order = np.lexsort((self.ids, self.arrived_s))
-        names = ("ids", "arrived_s", "ended_s", "wait_s", "sojourn_s", "service_s", "priority", "done")
-        return replace(self, **{name: getattr(self, name)[order] for name in names})
+        return Flown(self.ids[order], self.arrived_s[order], self.ended_s[order], self.wait_s[order], self.sojourn_s[order],
+                     self.service_s[order], self.priority[order], self.done[order], self.replicas)
 
 
 def fly(source: Source, engine: ServiceConfig | EngineConfig, *, replicas: int = 1, limit: int | None = None, router: Router | None = None,
