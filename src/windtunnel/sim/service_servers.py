@@ -63,7 +63,7 @@ class Servers(Station):
         a.ends_at = ends_at = now + a.left_s * self._slow
         self.events += 1
         if self._interrupts:
-            key = (-ends_at,) if self._remaining else (-a.priority, -a.order)
+            key = (-ends_at, -a.order) if self._remaining else (-a.priority, -a.order)
             heappush(self._worst, (key, ends_at, a))
 
         def over(_: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -30,26 +31,31 @@ from windtunnel.sources.source import Source
 
 Floats = NDArray[np.float64]
 NEVER = float("nan")
+WIDTH = 7
 SAMPLE_S = 1e9  # no gauges: only the requests matter here
 
 
 class Columns:
-    """A recorder that keeps arrival, start and end of every request and nothing else."""
+    """A recorder that keeps arrival, start and end of every request, in order of ends, and nothing else: 56 bytes a request."""
 
     def __init__(self) -> None:
-        self.arrived: dict[str, tuple[float, int, float]] = {}
-        self.ends: list[tuple[str, float, float, str]] = []  # id, start, end, how; in order of ends
+        self._open: dict[str, tuple[float, int, float]] = {}
+        self.numbers = array("d")  # WIDTH a request: position in the source, arrived, started, ended, service, priority, done
         self.replicas: list[Mapping[str, Any]] = []
 
     def step(self, seq: int, now: float, event: ev.Event, effects: Sequence[fx.Effect], verdicts: Any = None) -> None:
         if type(event) is ev.Arrived:
             r = event.request
-            self.arrived[r.id] = (now, r.priority, r.truth.service_s or 0.0 if r.truth is not None else 0.0)
+            self._open[r.id] = (now, r.priority, r.truth.service_s or 0.0 if r.truth is not None else 0.0)
         elif type(event) is ev.Finished:
-            self.ends.append((event.request_id, NEVER if event.started_s is None else event.started_s, now, "done"))
+            self._end(event.request_id, NEVER if event.started_s is None else event.started_s, now, 1.0)
         for effect in effects:
             if type(effect) is fx.Reject or type(effect) is fx.Close:
-                self.ends.append((effect.request_id, NEVER, now, "rejected" if type(effect) is fx.Reject else effect.state))
+                self._end(effect.request_id, NEVER, now, 0.0)
+
+    def _end(self, id_: str, started_s: float, now: float, done: float) -> None:
+        arrived_s, priority, service_s = self._open.pop(id_)
+        self.numbers.extend((float(id_.rpartition("-")[2]), arrived_s, started_s, now, service_s, priority, done))
 
     def error(self, seq: int, now: float, event: ev.Event, error: BaseException) -> None:
         """The driver raises it."""
@@ -59,6 +65,12 @@ class Columns:
 
     def replica_row(self, row: Mapping[str, Any], /) -> None:
         self.replicas.append(row)
+
+    def flown(self) -> Flown:
+        """What was kept, as arrays."""
+        ids, arrived, started, ended, service, priority, done = np.frombuffer(self.numbers).reshape(-1, WIDTH).T.copy()
+        return Flown(ids.astype(np.int64), arrived, ended, started - arrived, ended - arrived, service, priority.astype(np.int64),
+                     done.astype(bool), self.replicas)
 
 
 @dataclass(slots=True)
@@ -94,14 +106,7 @@ def fly(source: Source, engine: ServiceConfig | EngineConfig, *, replicas: int =
     if driver.error is not None:
         raise driver.error
     driver.finish()
-    n = len(record.ends)
-    facts = [record.arrived[e[0]] for e in record.ends]
-    arrived = np.fromiter((f[0] for f in facts), float, n)
-    started = np.fromiter((e[1] for e in record.ends), float, n)
-    ended = np.fromiter((e[2] for e in record.ends), float, n)
-    return Flown(np.fromiter((int(e[0].rpartition("-")[2]) for e in record.ends), np.int64, n), arrived, ended, started - arrived, ended - arrived,
-                 np.fromiter((f[2] for f in facts), float, n), np.fromiter((f[1] for f in facts), np.int64, n),
-                 np.fromiter((e[3] == "done" for e in record.ends), bool, n), record.replicas)
+    return record.flown()
 
 
 def _control(limit: int | None, router: Router, record: Columns) -> Control:
