@@ -67,7 +67,7 @@ def fit_steps(steps: Sequence[StepObs], *, prior: Mapping[str, float] | None = N
 
 def affine(fit: Fit) -> Affine:
     """The step model of `fit_steps`."""
-    return Affine(**fit.theta)
+    return Affine(**fit.theta)  # type: ignore[arg-type]
 
 
 def _affine_row(s: StepObs) -> list[float]:
@@ -95,7 +95,7 @@ def fit_requests(requests: Sequence[RequestObs], make: Callable[[dict[str, float
             raise ConfigValueError(f"theta0.{name}", f"expected a prior > 0, got {theta0[name]!r}")
     counted = np.flatnonzero(np.ones(len(requests), dtype=bool) if use is None else np.asarray(use))
     free = names[:int(len(counted) // PER_PARAMETER)]
-    target = _Target(requests, make, dict(theta0), free, config, counted, ridge)
+    target = _Target(requests, make, dict(theta0), free, config, counted, ridge)  # type: ignore[arg-type]
     x = np.zeros(len(free))
     r, damping = target.residuals(x), 1e-3
     J = target.jacobian(x, r)

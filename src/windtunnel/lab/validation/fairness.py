@@ -32,6 +32,7 @@ from windtunnel.sim.driver import SimDriver
 from windtunnel.sim.engine import EngineConfig
 from windtunnel.sim.fleet import FleetConfig, Pool
 from windtunnel.sim.stepmodels.model import Batch, Provenance
+from windtunnel.sources.source import Loop
 
 SECTION = "Token fairness as published (VTC)"
 TOKENS, POOL, PER_BATCH = 256, 10_000, 3072
@@ -61,7 +62,9 @@ class Steps:
 class Clients:
     """Evenly spaced requests of named clients until `until_s`: an open loop."""
 
-    name, loop, needs = "clients", "open", frozenset[str]()
+    name = "clients"
+    loop: Loop = "open"
+    needs: frozenset[str] = frozenset()
 
     def __init__(self, rates: Mapping[str, float], until_s: float, rng: np.random.Generator) -> None:
         self._sends = sorted((t, who) for who, rate in rates.items() for t in np.arange(rng.random(), rate * until_s) / rate)

@@ -55,8 +55,8 @@ class Page:
     def markdown(self) -> str:
         out = ["# Validation", "", f"**{self.verdict}.** {LEAD}", ""]
         out += [f"- {fact}" for fact in self.facts()]
-        out += ["", "Tolerances: a steady-state estimate passes within the larger of two half-widths of its 95 % interval and 1 % (waits and quantiles "
-                "2 %), and only if the half-width is at most 2.5 % (10 %). Exact checks allow 1e-9 s.", ""]
+        out += ["", "Tolerances: a steady-state estimate passes within the larger of two half-widths of its 95 % interval and 1 % "
+                "(waits and quantiles 2 %), and only if the half-width is at most 2.5 % (10 %). Exact checks allow 1e-9 s.", ""]
         for section in self.sections:
             mine = self._of(section)
             out += [f"## {section.title}", "", section.about, "", f"{sum(c.passed for c in mine)} of {len(mine)} passed.", ""]

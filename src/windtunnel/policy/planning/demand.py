@@ -109,7 +109,7 @@ def merge_windows(windows: Iterable[TrafficMetrics | None], requested_s: float, 
         total = sum(n for value, n in pairs if value is not None)
         means[name] = sum(value * n for value, n in pairs if value is not None) / total if total > 0 else None
         weights[weight] = total
-    return TrafficMetrics(duration_s, sum(w.num_req for w in known), **means, **weights, coverage=coverage)
+    return TrafficMetrics(duration_s, sum(w.num_req for w in known), **means, **weights, coverage=coverage)  # type: ignore[arg-type]
 
 
 @dataclass(slots=True)
