@@ -126,7 +126,7 @@ def test_CC_1_scenario_show_list_check_and_schema(capsys: pytest.CaptureFixture[
     code, doc, _ = called(capsys, "scenario", "check", small)
     assert (code, list(doc["result"]["checked"])) == (0, [str(small), f"{small}@slow"])
     _, doc, _ = called(capsys, "scenario", "list")
-    assert doc["result"]["scenarios"]["tenant-flood"]["variants"] == ["fair"]
+    assert doc["result"]["scenarios"]["tenant-flood"]["variants"] == ["fair", "vtc", "quota"]
     assert all("error" not in s for s in doc["result"]["scenarios"].values())
     _, doc, _ = called(capsys, "schema")
     assert doc["result"]["$schema"].endswith("2020-12/schema")
@@ -230,8 +230,8 @@ def commands() -> list[list[str]]:
 
 def test_the_commands_are_these() -> None:
     assert {" ".join(c) for c in commands()} == {
-        "run", "compare", "show", "report", "replay", "drive", "engine up", "engine down", "engine list", "scenario check", "scenario list",
-        "scenario show", "schema", "trace card", "stop", "doctor"}
+        "run", "compare", "show", "report", "replay", "drive", "calibrate", "engine up", "engine down", "engine list", "scenario check",
+        "scenario list", "scenario show", "schema", "trace card", "stop", "doctor"}
 
 
 @pytest.mark.parametrize("command", commands(), ids=" ".join)
@@ -244,7 +244,7 @@ def test_CC_5_help_fits_80_columns_with_one_example(command: list[str], capsys: 
     assert out.count("Example: windtunnel " + " ".join(command)) == 1
 
 
-@pytest.mark.parametrize("command", [c for c in commands() if c[0] not in ("engine", "show", "report", "replay", "drive")], ids=" ".join)
+@pytest.mark.parametrize("command", [c for c in commands() if c[0] not in ("engine", "show", "report", "replay", "drive", "calibrate")], ids=" ".join)
 def test_CC_5_examples_run(command: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     cli.run_cli([*command, "--help"])
