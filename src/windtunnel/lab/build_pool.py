@@ -7,37 +7,71 @@ from pathlib import Path
 from typing import Any
 
 from windtunnel.errors import ConfigInfeasibleError
+from windtunnel.lab.calibrate.profile import Profile, load_profile
 from windtunnel.lab.dist_spec import build_dist
-from windtunnel.lab.fleet_spec import STARTUPS, PoolSpec, RooflineSpec, StartupSpec, VidurSpec
+from windtunnel.lab.fleet_spec import STARTUPS, CalibratedSpec, OperatorsSpec, PoolSpec, RooflineSpec, StartupSpec, VidurSpec
 from windtunnel.sim.capacity import kv_blocks, refuse_infeasible
 from windtunnel.sim.catalog import BYTES, Architecture, Gpu, gpu, model
-from windtunnel.sim.engine import EngineConfig
+from windtunnel.sim.engine import EngineConfig, HostCosts
 from windtunnel.sim.fleet import Pool, Startup
 from windtunnel.sim.stepmodels.model import StepModel
+from windtunnel.sim.stepmodels.operators import Operators
 from windtunnel.sim.stepmodels.roofline import Roofline
+from windtunnel.sim.stepmodels.tables import Tables
+from windtunnel.sim.stepmodels.tables_aic import AicTables
+from windtunnel.sim.stepmodels.tables_llmservingsim import LlmServingSimTables
 from windtunnel.sim.stepmodels.vidur import VidurRoofline
 
 
 def build_pool(name: str, spec: PoolSpec, base: Path) -> Pool:
     """The pool; ConfigInfeasibleError, with the sum, if the model does not fit."""
     arch, card = model(spec.model), gpu(spec.gpu)
-    profile: Any = spec.profile
-    dtype, kv_dtype = (profile.dtype, profile.kv_dtype) if isinstance(profile, RooflineSpec) else ("bf16", "bf16")
+    measured = _measured(spec, base)
+    dtype, kv_dtype = _dtypes(spec, measured)
     service: Any = spec.service
-    engine = _engine(spec, arch, card, dtype, kv_dtype) if service is None else service.config()
-    step_model = _step_model(spec, arch, card)
+    engine = _engine(spec, arch, card, dtype, kv_dtype, measured) if service is None else service.config()
+    step_model = _step_model(spec, arch, card, measured)
     price = spec.price.usd_per_hour if spec.price is not None else card.usd_per_hour
     return Pool(
         name=name, model=spec.model, gpu=spec.gpu, engine=engine, step_model=step_model, replicas=spec.replicas, min=spec.min, max=spec.max,
         tp=spec.tp, role=spec.role, startup=_startup(spec.startup, arch, dtype, spec.tp, base), gpus_per_replica=spec.tp,
         price_usd_per_hour=price, weight=spec.weight, scrape_interval_s=spec.scrape.interval_s, drain_timeout_s=spec.drain_timeout_s,
-        provenance=f"{_provenance(spec, step_model)} | kv_capacity {_capacity(spec)}")
+        provenance=f"{_provenance(spec, step_model)} | kv_capacity {_capacity(spec, measured)}")
 
 
-def _engine(spec: PoolSpec, arch: Architecture, card: Gpu, dtype: str, kv_dtype: str) -> EngineConfig:
-    """The engine, with as many KV blocks as fit unless the file says how many."""
+def _measured(spec: PoolSpec, base: Path) -> Profile | None:
+    """The calibrated profile, refused if it was measured on something else unless the file says `anyway`."""
+    given: Any = spec.profile
+    if not isinstance(given, CalibratedSpec):
+        return None
+    found = load_profile(given.name, base)
+    if not given.anyway:
+        found.serves(spec.model, spec.gpu, spec.tp)
+    return found
+
+
+def _dtypes(spec: PoolSpec, measured: Profile | None) -> tuple[str, str]:
+    given: Any = spec.profile
+    if measured is not None:
+        return measured.prior.dtype, measured.prior.kv_dtype
+    return (given.dtype, given.kv_dtype) if isinstance(given, (RooflineSpec, OperatorsSpec)) else ("bf16", "bf16")
+
+
+def _ep(spec: PoolSpec, measured: Profile | None) -> int:
+    given: Any = spec.profile
+    if measured is not None:
+        return measured.prior.ep
+    return given.ep if isinstance(given, (RooflineSpec, OperatorsSpec)) else 1
+
+
+def _engine(spec: PoolSpec, arch: Architecture, card: Gpu, dtype: str, kv_dtype: str, measured: Profile | None) -> EngineConfig:
+    """The engine, with the KV blocks that the file says, else those that the profile's engine reported, else as many as fit."""
     given: Any = spec.engine
     config: EngineConfig = given.config()
+    if measured is not None and measured.host and config.host == HostCosts():
+        config = dataclasses.replace(config, host=measured.host_costs())
+    if measured is not None and config.num_blocks is None and measured.kv_blocks is not None and measured.gpu == spec.gpu:
+        config = dataclasses.replace(config, num_blocks=measured.kv_blocks)
     if config.preemption == "swap":  # every rank swaps its share over its own PCIe
         config = dataclasses.replace(config, pcie_bw=config.pcie_bw or card.pcie_bw * spec.tp,
                                      kv_bytes_per_token=config.kv_bytes_per_token or float(arch.kv_bytes_per_token(kv_dtype)))
@@ -45,21 +79,38 @@ def _engine(spec: PoolSpec, arch: Architecture, card: Gpu, dtype: str, kv_dtype:
         return config
     refuse_infeasible(arch, card, tp=spec.tp, dtype=dtype, kv_dtype=kv_dtype, block_size=config.block_size,
                       max_model_len=config.max_model_len, max_num_batched_tokens=config.max_num_batched_tokens,
-                      max_num_seqs=config.max_num_seqs)
+                      max_num_seqs=config.max_num_seqs, ep=_ep(spec, measured),
+                      max_prompt=config.max_model_len if config.policy == "vllm" and not config.chunked_prefill else None)
     blocks = kv_blocks(arch, card, tp=spec.tp, dtype=dtype, kv_dtype=kv_dtype, block_size=config.block_size)
     return dataclasses.replace(config, num_blocks=blocks)
 
 
-def _step_model(spec: PoolSpec, arch: Architecture, card: Gpu) -> StepModel:
+def _step_model(spec: PoolSpec, arch: Architecture, card: Gpu, measured: Profile | None) -> StepModel:
     profile: Any = spec.profile
+    if measured is not None:
+        on = dataclasses.replace(measured, model=spec.model, gpu=spec.gpu, tp=spec.tp)
+        return on.step_model(on_extrapolation=profile.on_extrapolation)
     if isinstance(profile, RooflineSpec):
-        return Roofline(arch, card, tp=spec.tp, dtype=profile.dtype, kv_dtype=profile.kv_dtype)
+        return Roofline(arch, card, tp=spec.tp, dtype=profile.dtype, kv_dtype=profile.kv_dtype, ep=profile.ep, dp=profile.dp)
+    if isinstance(profile, OperatorsSpec):
+        return _operators(spec, profile, arch, card)
     if isinstance(profile, VidurSpec):
         if (spec.model, spec.gpu, spec.tp) != VIDUR_SERVES:
             raise ConfigInfeasibleError("the profile vidur is of Llama-3-8B on one h100_sxm only", hint="use profile: {kind: roofline}")
         return VidurRoofline()
     made: StepModel = profile.config()
     return made
+
+
+def _operators(spec: PoolSpec, given: OperatorsSpec, arch: Architecture, card: Gpu) -> Operators:
+    tables: Tables
+    if given.tables == "aic":
+        tables = AicTables(arch, card, spec.tp, given.ep, given.dtype, given.kv_dtype)
+    else:
+        link = None if given.link_s is None or given.link_bw is None else (given.link_s, given.link_bw)
+        tables = LlmServingSimTables.load(card.name, arch, spec.tp, link=link)
+    roof = Roofline(arch, card, tp=spec.tp, dtype=given.dtype, kv_dtype=given.kv_dtype, ep=given.ep)
+    return Operators(arch, tables, card.name, spec.tp, roof if given.fallback == "roofline" else None)
 
 
 VIDUR_SERVES = ("Llama-3-8B", "h100_sxm", 1)
@@ -82,9 +133,14 @@ def mean_boot_s(startup: Startup) -> float:
     return sum(s if isinstance(s, (int, float)) else s.expected() for s in stages)
 
 
-def _capacity(spec: PoolSpec) -> str:
+def _capacity(spec: PoolSpec, measured: Profile | None) -> str:
+    """Where the number of KV blocks is from. Computed: from an assumed share of memory, which no engine has confirmed."""
     given: Any = spec.engine
-    return "computed" if given.num_blocks is None else "given"
+    if given.num_blocks is not None:
+        return "given"
+    if measured is not None and measured.kv_blocks is not None and measured.gpu == spec.gpu:
+        return "measured"
+    return "computed (kv_capacity_unmatched)"
 
 
 def _provenance(spec: PoolSpec, step_model: StepModel) -> str:

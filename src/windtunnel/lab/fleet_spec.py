@@ -34,6 +34,8 @@ class RooflineSpec(Spec):
     kind: Literal["roofline"]
     dtype: str = Field(default="bf16", description="Weights: bf16, fp8, int8, fp4 or int4.")
     kv_dtype: str = "bf16"
+    ep: int = Field(default=1, ge=1, description="GPUs that share out the experts.")
+    dp: int = Field(default=1, ge=1, description="GPUs that each attend requests of their own.")
 
 
 class VidurSpec(Spec):
@@ -42,9 +44,38 @@ class VidurSpec(Spec):
     kind: Literal["vidur"]
 
 
+class OperatorsSpec(Spec):
+    """Step times from measured operator tables; what they lack falls back to the roofline, and is named."""
+
+    kind: Literal["operators"]
+    tables: Literal["aic", "llmservingsim"] = Field(default="aic", description="aic: H100, H200, B200, A100, L40S; llmservingsim: RTX cards.")
+    dtype: str = "bf16"
+    kv_dtype: str = "bf16"
+    ep: int = Field(default=1, ge=1, description="GPUs that share out the experts.")
+    link_s: float | None = Field(default=None, ge=0, description="Latency of an all-reduce where no table has one (s).")
+    link_bw: float | None = Field(default=None, gt=0, description="Bytes per second of an all-reduce where no table has one.")
+    fallback: Literal["roofline", "none"] = "roofline"
+
+    @model_validator(mode="after")
+    def _whole_link(self) -> OperatorsSpec:
+        if (self.link_s is None) != (self.link_bw is None):
+            raise ValueError("link_s and link_bw belong together")
+        return self
+
+
+class CalibratedSpec(Spec):
+    """A profile fitted to a measured engine: shipped, by name, or a YAML file beside the scenario."""
+
+    kind: Literal["calibrated"]
+    name: str = Field(description="Name of a shipped profile, or path of a YAML file.")
+    anyway: bool = Field(default=False, description="Use it on another model, GPU or tp than it was measured on.")
+    on_extrapolation: Literal["warn", "error"] = "warn"
+
+
 AffineSpec = spec_of(Affine, "affine", skip=("provenance",))
 TableSpec = spec_of(Table, "table", skip=("provenance",))
-ProfileSpec = Annotated[RooflineSpec | AffineSpec | TableSpec | VidurSpec, Field(discriminator="kind")]  # type: ignore[valid-type]
+ProfileSpec = Annotated[
+    RooflineSpec | AffineSpec | TableSpec | VidurSpec | OperatorsSpec | CalibratedSpec, Field(discriminator="kind")]  # type: ignore[valid-type]
 
 
 class StartupSpec(Spec):

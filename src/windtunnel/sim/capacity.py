@@ -29,8 +29,9 @@ def _check(tp: int, block_size: int, utilisation: float, overhead_bytes: float) 
 
 def refuse_infeasible(arch: Architecture, gpu: Gpu, *, tp: int = 1, dtype: str = "bf16", kv_dtype: str = "bf16", block_size: int = 16,
                       max_model_len: int | None = None, max_num_batched_tokens: int | None = None, max_num_seqs: int | None = None,
-                      utilisation: float = UTILISATION, overhead_bytes: float = OVERHEAD_BYTES) -> None:
-    """Raise ConfigInfeasibleError, showing the sum, if this model cannot run on these GPUs."""
+                      utilisation: float = UTILISATION, overhead_bytes: float = OVERHEAD_BYTES, ep: int = 1, max_prompt: int | None = None) -> None:
+    """Raise ConfigInfeasibleError, showing the sum, if this model cannot run on these GPUs. max_prompt: the longest that must fit into one step."""
+    check_number("ep", ep, lo=1, whole=True)
     _check(tp, block_size, utilisation, overhead_bytes)
     weights, usable = arch.params * element_bytes("dtype", dtype) / tp, gpu.memory_bytes * utilisation
     element_bytes("kv_dtype", kv_dtype)
@@ -40,6 +41,11 @@ def refuse_infeasible(arch: Architecture, gpu: Gpu, *, tp: int = 1, dtype: str =
         raise ConfigInfeasibleError(f"{arch.kv_heads} KV heads cannot be split over or repeated on tp {tp}")
     if tp > gpu.gpus_per_node:
         raise ConfigInfeasibleError(f"tp {tp} needs more GPUs than the {gpu.gpus_per_node} of a node of {gpu.name}")
+    if arch.moe is not None and arch.moe.experts % ep:
+        raise ConfigInfeasibleError(f"{arch.moe.experts} experts cannot be split over ep {ep}")
+    if max_prompt is not None and max_num_batched_tokens is not None and max_prompt > max_num_batched_tokens:
+        raise ConfigInfeasibleError(f"a prompt of {max_prompt:,} tokens does not fit into steps of {max_num_batched_tokens:,} without chunks",
+                                    hint="set chunked_prefill: true or raise max_num_batched_tokens")
     if dtype not in gpu.flops and dtype in ("fp8",):
         raise ConfigInfeasibleError(f"{gpu.name} has no {dtype}", hint=f"it has {', '.join(gpu.flops)}")
     if weights + overhead_bytes >= usable:

@@ -14,12 +14,15 @@ from math import sqrt
 
 import numpy as np
 
+from windtunnel.errors import ConfigTableMissError
 from windtunnel.lab.calibrate.hierarchy import TPOT_LEVELS, TTFT_LEVELS, Hierarchy
 from windtunnel.lab.calibrate.least_squares import Array
 from windtunnel.lab.calibrate.observe import PointObs
 from windtunnel.sim.catalog import gpu, model
 from windtunnel.sim.stepmodels.model import Batch
+from windtunnel.sim.stepmodels.operators import Operators
 from windtunnel.sim.stepmodels.roofline import Roofline
+from windtunnel.sim.stepmodels.tables_aic import AicTables
 
 # name -> (coefficient before any data, its unit in the fit). Scales have no unit; the others are in milliseconds.
 TPOT_TERMS = {
@@ -44,6 +47,22 @@ def prior_of(p: PointObs) -> Roofline:
     return prior(p.model, p.gpu, p.dtype, p.gpus, p.ep, p.dp)
 
 
+@cache
+def tables(name: str, card: str, dtype: str, gpus: int, ep: int, dp: int) -> Operators | None:
+    """The operator tables of an engine's step, with the roofline for what they lack; None where there are none, or requests are split."""
+    roof = prior(name, card, dtype, gpus, ep, dp)
+    if dp > 1:
+        return None
+    try:
+        return Operators(roof.arch, AicTables(roof.arch, roof.gpu, gpus, roof.ep, dtype), card, gpus, roof)
+    except ConfigTableMissError:
+        return None
+
+
+def tables_of(p: PointObs) -> Operators | None:
+    return tables(p.model, p.gpu, p.dtype, p.gpus, p.ep, p.dp)
+
+
 @dataclass(frozen=True, slots=True)
 class Work:
     """Milliseconds of the prior, by group of operators: one decode step of all clients, and the prefill of one prompt."""
@@ -61,11 +80,12 @@ class Work:
         return sum(self.prefill.values())
 
 
-def work(p: PointObs) -> Work:
-    roof, c = prior_of(p), p.concurrency
-    decode = roof.parts(Batch(c, round(c * (p.isl + p.osl / 2)), [], c, c, c))
-    prefill = roof.parts(Batch(0, 0, [(p.isl, 0)], p.isl, 1, 1))
-    return Work({k: v * MS for k, v in decode.items()}, {k: v * MS for k, v in prefill.items()}, roof.arch.layers)
+def work(p: PointObs, step_model: Roofline | Operators | None = None) -> Work:
+    """By the roofline, unless another model is given."""
+    prior, c = step_model or prior_of(p), p.concurrency
+    decode = prior.parts(Batch(c, round(c * (p.isl + p.osl / 2)), [], c, c, c))
+    prefill = prior.parts(Batch(0, 0, [(p.isl, 0)], p.isl, 1, 1))
+    return Work({k: v * MS for k, v in decode.items()}, {k: v * MS for k, v in prefill.items()}, prior.arch.layers)
 
 
 def tpot_row(p: PointObs, w: Work) -> list[float]:

@@ -45,10 +45,10 @@ class MeasuredRun:
         where = data_path("validation")
         return read_run(where / f"vllm_run_{self.name}_requests.csv.gz", None if self.blocks is None else data_path(self.blocks))
 
-    def operators(self) -> Operators:
+    def operators(self, link: tuple[float, float] | None = None) -> Operators:
+        """The tables; the roofline's all-reduce unless a link is given."""
         arch = model(self.model)
-        roof = Roofline(arch, gpu(self.gpu), tp=self.tp)
-        return Operators(arch, LlmServingSimTables.load(self.gpu, arch, self.tp, link=self.link), self.gpu, self.tp, roof)
+        return Operators(arch, LlmServingSimTables.load(self.gpu, arch, self.tp, link=link), self.gpu, self.tp, self.roofline())
 
     def roofline(self) -> Roofline:
         return Roofline(model(self.model), gpu(self.gpu), tp=self.tp)
@@ -70,7 +70,7 @@ def calibrated(prior: Operators, theta: dict[str, float], source: str = "host fi
 
 @dataclass(frozen=True)
 class RunsReport:
-    """errors: `error_table` of every run and estimate; fits: by run; text: one paragraph."""
+    """errors: `error_table` of every run and estimate; fits: by run; text: one paragraph; profiles: runs with their fits."""
 
     errors: pd.DataFrame
     fits: dict[str, Fit]
@@ -86,8 +86,10 @@ def validate_runs(runs: Sequence[MeasuredRun] = RUNS, *, folds: int = FOLDS, see
     """
     tables, fits = [], {}
     for run in runs:
-        measured, prior = run.requests, run.operators()
-        plain = (("uncalibrated roofline", run.roofline()), ("operator tables", prior))
+        measured, prior = run.requests, run.operators(run.link)
+        plain: list[tuple[str, StepModel]] = [("uncalibrated roofline", run.roofline()), ("uncalibrated operator tables", run.operators())]
+        if run.link is not None:
+            plain.append(("operator tables, assumed link", prior))
         for label, step_model in plain:
             tables.append(_table(run, label, measured, replay(measured, step_model, run.config)))
         fit = fits[run.name] = fit_requests(measured, partial(calibrated, prior), run.theta0, run.config, seed=seed)
@@ -124,4 +126,5 @@ def _text(errors: pd.DataFrame) -> str:
     for (run, estimate), part in means.groupby(["run", "estimate"], sort=False):
         said.append(f"{run}, {estimate}: " + ", ".join(f"{r.metric} {r.error:+.1%}" for r in part.itertuples()))
     return ("Errors of the mean (makespan: of the whole) against vLLM 0.19.0, 300 requests at 10 per second, in overload, so that TTFT is mostly "
-            "queueing. " + "; ".join(said) + ". In-sample numbers are no predictions.")
+            "queueing. " + "; ".join(said) + ". Cross-validated requests share the queue with those that were fitted: "
+            "they check the model's form more than a new load. In-sample numbers are no predictions.")

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from windtunnel.datafiles import data_path
-from windtunnel.lab.calibrate.closed_loop import ClosedLoop, prior_of, work
+from windtunnel.lab.calibrate.closed_loop import MS, ClosedLoop, Work, prior_of, tables_of, work
 from windtunnel.lab.calibrate.hierarchy import family
 from windtunnel.lab.calibrate.least_squares import Array
 from windtunnel.lab.calibrate.observe import PointObs, read_points
@@ -97,7 +97,8 @@ def validate_silicon(path: Path | None = None, *, seed: int = 0, folds: int = FO
     }
     fitted = ClosedLoop().fit([points[i] for i in calm])
     estimates["in-sample"] = fitted.predict(points)
-    estimates["uncalibrated roofline"] = _roofline(points)
+    estimates["uncalibrated roofline"] = _steps_only(points, [work(p) for p in points])
+    estimates["uncalibrated operator tables"] = _steps_only(points, [None if (t := tables_of(p)) is None else work(p, t) for p in points])
     for name, (ttft, tpot) in estimates.items():
         table[f"{name} ttft_s"], table[f"{name} tpot_s"] = ttft, tpot
         table[f"{name} throughput"] = _throughput(table, ttft, tpot)
@@ -118,11 +119,13 @@ def _held_out(points: Sequence[PointObs], calm: Sequence[int], fold: np.ndarray[
     return ttft, tpot
 
 
-def _roofline(points: Sequence[PointObs]) -> tuple[Array, Array]:
-    """Step times of the prior alone: no host, no queue."""
-    loads = [work(p) for p in points]
-    tpot = [w.step_ms + p.concurrency / p.osl * w.prompt_ms for p, w in zip(points, loads)]
-    return np.array([(w.prompt_ms + w.step_ms / 2) / 1e3 for w in loads]), np.array(tpot) / 1e3
+def _steps_only(points: Sequence[PointObs], loads: Sequence[Work | None]) -> tuple[Array, Array]:
+    """Step times of a model alone: no host, no queue; NaN where there is none."""
+    ttft, tpot = np.full(len(points), np.nan), np.full(len(points), np.nan)
+    for i, (p, w) in enumerate(zip(points, loads)):
+        if w is not None:
+            ttft[i], tpot[i] = (w.prompt_ms + w.step_ms / 2) / MS, (w.step_ms + p.concurrency / p.osl * w.prompt_ms) / MS
+    return ttft, tpot
 
 
 def _throughput(table: pd.DataFrame, ttft: Array, tpot: Array) -> Array:
@@ -146,7 +149,7 @@ def _errors(table: pd.DataFrame, estimates: Sequence[str]) -> pd.DataFrame:
     for where, part in slices.items():
         for name in estimates:
             for metric, column in (("ttft", "ttft_s"), ("tpot", "tpot_s"), ("throughput", "throughput")):
-                error = (part[f"{name} {column}"] / part[column] - 1).to_numpy()
+                error = (part[f"{name} {column}"] / part[column] - 1).dropna().to_numpy()
                 if len(error):
                     rows.append((where, name, metric, np.median(error), np.median(np.abs(error)), np.quantile(np.abs(error), 0.9), len(error)))
     return pd.DataFrame(rows, columns=["slice", "estimate", "metric", "median_error", "median_abs_error", "p90_abs_error", "n"])
@@ -161,6 +164,7 @@ def _text(table: pd.DataFrame, errors: pd.DataFrame, read: int) -> str:
         f"{read} published points of aggregated serving are {len(table)} measurements of {table['group'].nunique()} engine set-ups; {calm} are "
         f"not saturated. Median absolute error, {said}. Throughput is that of a closed loop with the TTFT and TPOT of each side. "
         "Cross-validated: each measurement predicted by a fit without it. Unseen system: by a fit without any of its (model, GPU, engine). "
+        "Operator tables where there are any: kernels of vLLM, the roofline for what they lack. "
         "In-sample numbers are no predictions.")
 
 
