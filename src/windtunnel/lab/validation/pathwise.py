@@ -13,10 +13,9 @@ Floats = NDArray[np.float64]
 def lindley(arrived_s: Floats, service_s: Floats) -> Floats:
     """Waits (s) of a single server in order of arrival: W' = max(0, W + S - A)."""
     waits = np.empty(len(arrived_s))
-    wait = 0.0
+    wait, last, before = 0.0, float("-inf"), 0.0
     for i, (at, work) in enumerate(zip(arrived_s.tolist(), service_s.tolist())):
-        if i:
-            wait = max(0.0, wait + before - (at - last))
+        wait = max(0.0, wait + before - (at - last))
         waits[i], last, before = wait, at, work
     return waits
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from windtunnel.lab.stats import batch_means
 from windtunnel.lab.validation.check import Check, exact, statistical, within
-from windtunnel.lab.validation.laws import D, ERLANG2, EXP, H2, LAWS, LOGNORMAL, PARETO, U
+from windtunnel.lab.validation.laws import ERLANG2, EXP, H2, LAWS, LOGNORMAL, PARETO, D, U
 from windtunnel.lab.validation.pathwise import kiefer_wolfowitz, lindley, processor_sharing
 from windtunnel.lab.validation.station import Floats, Flown, fly
 from windtunnel.policy.routing.least import LeastOutstanding
