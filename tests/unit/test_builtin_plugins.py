@@ -34,11 +34,11 @@ from windtunnel.policy.planning.load import FIXED, LoadPropose, Thresholds, step
 from windtunnel.policy.planning.load_predict import LoadPredict
 from windtunnel.policy.planning.perf_model import LinearPerf
 from windtunnel.policy.planning.reconcile import Reconcile, balance
-from windtunnel.policy.planning.settings import (
+from windtunnel.policy.planning.settings import PlannerSettings
+from windtunnel.policy.planning.settings_blocks import (
     BudgetSettings,
     LimitSettings,
     LoadSettings,
-    PlannerSettings,
     PoolSettings,
     PredictorSettings,
     ReconcileSettings,

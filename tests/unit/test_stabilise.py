@@ -20,7 +20,8 @@ from windtunnel.policy.planning.contract import (
     StageRequest,
     WorkerState,
 )
-from windtunnel.policy.planning.settings import PlannerSettings, PoolSettings, StabiliseSettings
+from windtunnel.policy.planning.settings import PlannerSettings
+from windtunnel.policy.planning.settings_blocks import PoolSettings, StabiliseSettings
 from windtunnel.policy.planning.sizing import Sizing
 from windtunnel.policy.planning.stabilise import PoolHistory, Stabilise
 

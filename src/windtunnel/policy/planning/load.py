@@ -9,7 +9,8 @@ from windtunnel.policy.planning.capacity import EngineLimits
 from windtunnel.policy.planning.contract import ComponentTarget, ForwardPass, PoolState, StageRequest, StageResponse, TrafficMetrics
 from windtunnel.policy.planning.load_sla import SlaSignal
 from windtunnel.policy.planning.reasons import LoadReason as Why
-from windtunnel.policy.planning.settings import LoadSettings, PlannerSettings
+from windtunnel.policy.planning.settings import PlannerSettings
+from windtunnel.policy.planning.settings_blocks import LoadSettings
 from windtunnel.policy.planning.sizing import Sizing, answer
 
 

@@ -11,7 +11,8 @@ from math import floor
 
 from windtunnel.policy.planning.contract import ComponentTarget, OverrideType, StageRequest, StageResponse
 from windtunnel.policy.planning.reasons import PlanReason as Why
-from windtunnel.policy.planning.settings import PlannerSettings, StabiliseSettings
+from windtunnel.policy.planning.settings import PlannerSettings
+from windtunnel.policy.planning.settings_blocks import StabiliseSettings
 from windtunnel.policy.planning.sizing import Sizing, answer, baseline_of
 
 Rule = tuple[int, Why]
