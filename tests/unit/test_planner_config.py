@@ -72,7 +72,9 @@ def test_PL_901_the_block_of_the_documentation_reads() -> None:
     assert plain == PlannerSettings(pools={"agg": PoolSettings()})
 
 
-@pytest.mark.parametrize(("throughput", "load", "want"), [((True, 180), (True, 5), 5.0), ((True, 180), (True, 7.5), 7.5), ((True, 180), (False, 5), 180.0)])
+@pytest.mark.parametrize(("throughput", "load", "want"), [
+    ((True, 180), (True, 5), 5.0), ((True, 180), (True, 7.5), 7.5), ((True, 180), (False, 5), 180.0),
+])
 def test_PL_901_scale_interval(throughput: tuple[bool, float], load: tuple[bool, float], want: float) -> None:
     made = PlannerSettings(pools={"agg": PoolSettings()}, throughput=ThroughputSettings(*throughput), load=LoadSettings(*load))
     assert made.scale_interval_s == want
@@ -186,8 +188,8 @@ def test_PL_506_arima_short_constant_and_growing_series() -> None:
         constant.observe(7.0, float(i))
     assert constant.predict(3.5).mean == pytest.approx(7.0)  # type: ignore[union-attr]
     ramp = Forecaster(Arima(), 1.0)
-    for i in range(40):
+    for i in range(12):
         ramp.observe(100.0 + 5.0 * i + (i % 3), float(i))
-    ramp.observe(None, 40.0)
+    ramp.observe(None, 12.0)
     found = ramp.predict(1.5)
-    assert found is not None and found.mean > 290.0 and found.model_ready
+    assert found is not None and found.mean > 155.0 and found.model_ready

@@ -10,6 +10,8 @@ from importlib.util import find_spec
 from math import ceil, expm1, floor, isfinite, log1p
 from typing import Any
 
+from numpy.linalg import LinAlgError
+
 from windtunnel.errors import PlannerConfigError
 from windtunnel.policy.planning.forecast import Model
 from windtunnel.policy.planning.load_predict import pure_model
@@ -17,11 +19,12 @@ from windtunnel.policy.planning.settings_blocks import PredictorSettings
 
 LEAST_POINTS = 5
 MEMORY = 512  # values that a fit may see
-ORDERS = ((0, 1, 0), (1, 0, 0), (1, 1, 0), (0, 1, 1), (1, 1, 1), (2, 1, 1), (2, 0, 0), (1, 0, 1))
+MOST_STEPS = 50  # of one fit's optimiser
+ORDERS = ((0, 1, 0), (1, 0, 0), (1, 1, 0), (0, 1, 1), (0, 2, 1))
 
 
 class Arima:
-    """ARIMA of the order with the least AICc of a small set; fitted once, then updated with each value.
+    """ARIMA of the order with the least AICc of a small set: fitted at 5 values and whenever they have doubled, updated with each value.
 
     Below 5 values, and whenever the library fails: the last value. A constant series is its own forecast. Where a bare difference
     (0, d, 0) fits best the logarithm is fitted instead, for then only the size of the moves is left to learn.
@@ -33,6 +36,7 @@ class Arima:
         self._known = 0
         self._fit: Any = None
         self._log = False
+        self._fit_at = LEAST_POINTS
 
     @property
     def ready(self) -> bool:
@@ -48,12 +52,14 @@ class Arima:
 
     def _append(self, values: list[float | None]) -> None:
         self._values.extend(values)
-        if self._fit is not None:
+        if self._known >= self._fit_at and len(set(self._values) - {None}) > 1:
+            self._fit_at = 2 * self._known
+            self._fit = self._guarded(self._new_fit)
+        elif self._fit is not None:
             self._fit = self._guarded(lambda: self._fit.append(self._scaled(values)))
-        elif self.ready and len(set(self._values) - {None}) > 1:
-            self._fit = self._guarded(self._first_fit)
 
-    def _first_fit(self) -> Any:
+    def _new_fit(self) -> Any:
+        self._log = False
         best = self._best(self._scaled(list(self._values)))
         p, _, q = best.model.order
         if p == q == 0:
@@ -67,17 +73,18 @@ class Arima:
     @staticmethod
     def _best(values: list[float]) -> Any:
         arima = import_module("statsmodels.tsa.arima.model").ARIMA
-        fits = [arima(values, order=order).fit() for order in ORDERS if sum(order) + 2 < len(values)]
+        fits = [arima(values, order=order).fit(method_kwargs={"maxiter": MOST_STEPS}) for order in ORDERS]
         return min(fits, key=lambda fit: fit.aicc if isfinite(fit.aicc) else float("inf"))
 
     @staticmethod
     def _guarded(call: Callable[[], Any]) -> Any:
         """The result, or None where the library gives up; it warns about every short series."""
+        import_module("statsmodels.tsa.arima.model")  # before the filter: the import sets filters of its own
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
                 return call()
-            except (ArithmeticError, ValueError, IndexError, ImportError, np_linalg_error()):
+            except (ArithmeticError, ValueError, IndexError, LinAlgError):
                 return None
 
     def ahead(self, steps: float) -> tuple[float, float | None] | None:
@@ -93,12 +100,6 @@ class Arima:
         raw = [self._last or 0.0, *(expm1(m) if self._log else float(m) for m in means)]
         low = min(floor(steps), most - 1)
         return raw[low] + (steps - low) * (raw[low + 1] - raw[low]), None
-
-
-def np_linalg_error() -> type[Exception]:
-    """What numpy raises where a matrix cannot be solved."""
-    error: type[Exception] = import_module("numpy").linalg.LinAlgError
-    return error
 
 
 def forecaster(settings: PredictorSettings) -> Callable[[], Model]:
