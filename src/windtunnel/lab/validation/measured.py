@@ -13,9 +13,9 @@ def run_silicon() -> list[Check]:
     errors = validate_silicon().errors
     head = errors[errors["slice"] == "all"]
     checks = []
-    for row in head.itertuples():
-        target = TARGETS[row.metric] if row.estimate == "cross-validated" else float("inf")
-        checks.append(Check(SECTION, f"{row.estimate}", f"{row.metric} median absolute error", 0.0, float(row.median_abs_error),
-                            f"≤ {target:.0%}" if row.estimate == "cross-validated" else "no target", bool(row.median_abs_error <= target),
-                            int(row.n), note="" if row.estimate == "cross-validated" else "for comparison"))
+    for row in head.to_dict("records"):
+        held, error = row["estimate"] == "cross-validated", float(row["median_abs_error"])
+        target = TARGETS[str(row["metric"])] if held else float("inf")
+        checks.append(Check(SECTION, str(row["estimate"]), f"{row['metric']} median absolute error", 0.0, error,
+                            f"≤ {target:.0%}" if held else "no target", error <= target, int(row["n"]), note="" if held else "for comparison"))
     return checks
