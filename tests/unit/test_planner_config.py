@@ -177,7 +177,7 @@ def test_PL_506_arima_without_its_library(monkeypatch: pytest.MonkeyPatch) -> No
         forecaster(PredictorSettings("arima"))
 
 
-def test_PL_506_arima_short_constant_and_growing_series() -> None:
+def test_PL_506_arima_of_short_and_constant_series() -> None:
     pytest.importorskip("statsmodels")
     short = Forecaster(forecaster(PredictorSettings("arima"))(), 1.0)
     for i, value in enumerate([5.0, 9.0]):
@@ -187,6 +187,11 @@ def test_PL_506_arima_short_constant_and_growing_series() -> None:
     for i in range(10):
         constant.observe(7.0, float(i))
     assert constant.predict(3.5).mean == pytest.approx(7.0)  # type: ignore[union-attr]
+
+
+@pytest.mark.slow
+def test_PL_506_arima_fits_and_follows_a_ramp() -> None:
+    pytest.importorskip("statsmodels")
     ramp = Forecaster(Arima(), 1.0)
     for i in range(12):
         ramp.observe(100.0 + 5.0 * i + (i % 3), float(i))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from windtunnel.policy.planning.contract import (
@@ -19,6 +21,7 @@ from windtunnel.policy.planning.contract import (
     WorkerState,
 )
 from windtunnel.policy.planning.reference import KedaLike, ReferenceHpa, ReferenceKpa, hpa_replicas, perfect_fleet
+from windtunnel.policy.planning.throughput import replicas_needed
 
 
 def ask(at: float, n: int | None, loads: list[tuple[int, int]] | None = None, *, expected: int | None = None,
@@ -118,15 +121,36 @@ def test_PL_612_keda_total_over_target_and_the_way_to_zero() -> None:
     assert target(keda.propose(ask(60.0, 5))) == 0
 
 
+def fluid(wish: Callable[[float, int, int], int], seconds: float = 900.0) -> list[int]:
+    """Orders of a scaler that is asked every 15 s with (queue, ready, ordered): 10 rps arrive at 5 replicas of 1 rps; a boot takes 120 s."""
+    queue, ordered, seen, boots = 0.0, 5, [], []
+    for i in range(int(seconds / 15)):
+        at = 15.0 * (i + 1)
+        ready = 5 + sum(n for t, n in boots if t <= at)
+        queue = max(0.0, queue + (10 - ready) * 15.0)
+        wanted = max(ordered, wish(queue, ready, ordered))
+        boots.append((at + 120.0, wanted - ordered))
+        ordered = wanted
+        seen.append(ordered)
+    return seen
+
+
 def test_PL_1001_pending_blind_scaling_on_a_queue_runs_to_its_cap() -> None:
-    """Boot 120 s, 4 -> 10 rps, 1 rps a replica, 5 replicas, a tick every 15 s: the wish grows while the replicas start."""
-    keda, queue, n = KedaLike("agg", 5.0, most=200, waiting=lambda: int(level)), [], 5
-    level = 0.0
-    for i in range(1, 9):
-        level += (10 - 5) * 15.0
-        n = target(keda.propose(ask(15.0 * i, 5, expected=n))) or n
-        queue.append(n)
-    assert queue == sorted(queue) and queue[-1] > 100
+    """The queue counts in full for replicas that are still starting, so that each look orders more."""
+    level = [0.0]
+    keda, times = KedaLike("agg", 5.0, most=200, waiting=lambda: int(level[0])), iter(range(15, 10_000, 15))
+
+    def wish(queue: float, ready: int, ordered: int) -> int:
+        level[0] = queue
+        return target(keda.propose(ask(float(next(times)), ready, expected=ordered))) or ordered
+
+    assert max(fluid(wish)) > 100
+
+
+def test_PL_1001_the_queue_as_an_added_rate_stays_bounded() -> None:
+    """Drained in twice the boot time at 0.8 load: at most (10 + 600/240)/0.8 = 16 replicas, and enough of them."""
+    orders = fluid(lambda queue, ready, ordered: replicas_needed(10.0, queue, 2.5, 240.0, 0.8, 1.0))
+    assert 13 <= max(orders) <= 16
 
 
 def test_PL_612_perfect_fleet() -> None:
