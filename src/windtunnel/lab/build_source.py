@@ -12,6 +12,7 @@ from numpy.random import Generator
 from windtunnel.effects import Close, Reject
 from windtunnel.events import Event, Request
 from windtunnel.lab import locate
+from windtunnel.lab.client_spec import build_clients
 from windtunnel.lab.dist_spec import build_dist
 from windtunnel.lab.pipeline_spec import PipelineSpec
 from windtunnel.lab.source_spec import ArrivalsSpec, MixSpec, TraceSpec
@@ -38,17 +39,22 @@ class Setting:
 
 def source_of(spec: Any, setting: Setting) -> Source:
     """A fresh source that ends at the setting's duration."""
-    return Mix([_bounded(s, setting) for s in spec.sources]) if isinstance(spec, MixSpec) else _bounded(spec, setting)
-
-
-def _bounded(spec: Any, setting: Setting) -> Source:
+    if isinstance(spec, MixSpec):
+        return _with_clients(spec, Mix([source_of(s, setting) for s in spec.sources]), setting)
     if isinstance(spec, PipelineSpec):  # it gives up what is left by itself, and must be told of the ends until then
         return spec.build(setting.base, seed=setting.seed, replication=setting.replication, stop_at_s=setting.duration_s, live=setting.live)
-    made = _one(spec, setting)
-    return made if setting.duration_s is None else Until(made, setting.duration_s)
+    return _with_clients(spec, _until(_plain(spec, setting), setting), setting)
 
 
-def _one(spec: TraceSpec | ArrivalsSpec, setting: Setting) -> Source:
+def _until(source: Source, setting: Setting) -> Source:
+    return source if setting.duration_s is None else Until(source, setting.duration_s)
+
+
+def _with_clients(spec: Any, source: Source, setting: Setting) -> Source:
+    return source if spec.clients is None else build_clients(spec.clients, source, setting.base, setting.seed, setting.replication)
+
+
+def _plain(spec: TraceSpec | ArrivalsSpec, setting: Setting) -> Source:
     rng = generator(setting.seed, f"source/{spec.name}", setting.replication)
     model = setting.model if spec.model is None else spec.model
     return _arrivals(spec, setting, rng, model) if isinstance(spec, ArrivalsSpec) else _trace(spec, setting, rng, model)

@@ -51,11 +51,19 @@ def _array(name: str, values: Sequence[Any]) -> pa.Array:
     return pa.array(values, _TYPES[name])
 
 
-def requests_table(batches: Sequence[pa.RecordBatch], superseded: set[int]) -> pa.Table:
-    """The whole table from its chunks, without the rows that a retry replaced; nothing is marked yet."""
+def requests_table(batches: Sequence[pa.RecordBatch], superseded: set[int], late_waste: Mapping[int, int] | None = None) -> pa.Table:
+    """The whole table from its chunks, without the rows that a retry replaced; nothing is marked yet.
+
+    late_waste: tokens by row that came after the row was made.
+    """
     if not batches:
         return tables.arrow_table("requests", {})
     raw = pa.Table.from_batches(batches)
+    if late_waste:
+        i = raw.schema.get_field_index("wasted_tokens")
+        wasted = raw.column(i).to_numpy().copy()
+        wasted[list(late_waste)] += np.fromiter(late_waste.values(), wasted.dtype, len(late_waste))
+        raw = raw.set_column(i, raw.schema.field(i), pa.array(wasted, raw.schema.field(i).type))
     if superseded:
         keep = np.ones(len(raw), dtype=bool)
         keep[list(superseded)] = False

@@ -35,8 +35,7 @@ class DecisionRows:
         """One effect, with the state in which it was decided. request: whose it is, if that is known."""
         kind = type(effect)
         if kind is fx.Note:
-            ids = _text(list(effect.ids)) if effect.ids else None
-            self._notes.append((seq, now, effect.stream, effect.kind, ids, effect.reason or None, _text(effect.data)))
+            self.note(seq, now, effect)
         if not self._everything and (kind is fx.Note or kind is fx.WakeAt):
             return
         row: dict[str, Any] = dict.fromkeys(_NAMES)
@@ -49,6 +48,11 @@ class DecisionRows:
         if row["replica"] is not None:
             row["pool"] = pool_of.get(row["replica"])
         self._rows.append(tuple(row.values()))
+
+    def note(self, seq: int, now: float, note: fx.Note) -> None:
+        """One row of the notes table; seq 0: not of a control, but of a source or the world."""
+        ids = _text(list(note.ids)) if note.ids else None
+        self._notes.append((seq, now, note.stream, note.kind, ids, note.reason or None, _text(note.data)))
 
     def _of(self, effect: Any) -> dict[str, Any]:
         """What an effect says in the table's words."""

@@ -24,7 +24,7 @@ Earlier = tuple[int, float, float | None, int, int]
 class Row:
     """An original whose request is open, or whose last attempt is still letting go."""
 
-    __slots__ = ("arrived_s", "attempts", "dispatch", "end", "first_token_s", "heir", "intended_s", "live", "prefill", "replica", "request",
+    __slots__ = ("arrived_s", "attempts", "dispatch", "end", "first_token_s", "index", "intended_s", "live", "prefill", "replica", "request",
                  "sent_s", "started_s", "tokens", "wasted")
 
     def __init__(self, request: ev.Request) -> None:
@@ -39,7 +39,7 @@ class Row:
         self.prefill: str | None = None
         self.tokens: int | None = None
         self.end: tuple[float | None, str | None, str] | None = None  # when, outcome, reason
-        self.heir: Row | None = None
+        self.index = -1  # of its row in the table, once that is written
 
 
 class Originals:
@@ -58,6 +58,9 @@ class Originals:
         self._count = 0
         self._ended: dict[str, Earlier] = {}
         self._superseded: set[int] = set()
+        self._left: dict[str, Row] = {}  # by origin: the last in `closing` that no retry has taken over
+        self._newest: dict[str, Row] = {}  # by origin: the last submission of those that were retried
+        self._late_waste: dict[int, int] = {}  # tokens that a zombie made after the row of its original was written
         self.on: dict[type, Callable[[float, Any], None]] = {
             ev.Arrived: self.arrived, ev.Finished: self._finished, ev.Failed: self._failed, ev.FirstToken: self._first_token,
             ev.Started: self._began, ev.ReplicaReady: self._replica, ev.ReplicaBooting: self._replica, ev.ReplicaGone: self._gone,
@@ -73,8 +76,8 @@ class Originals:
 
     def close(self, reason: str) -> None:
         """What is still open gets its row without an outcome or an end, for this reason."""
-        for row in self.closing.values():
-            self._put(row)
+        for row in list(self.closing.values()):
+            self._leave(row)
         for row in self.open.values():
             row.end = (None, None, reason)
             self._put(row)
@@ -83,7 +86,7 @@ class Originals:
 
     def table(self) -> pa.Table:
         """The `requests` table."""
-        return columns.requests_table(self._batches, self._superseded)
+        return columns.requests_table(self._batches, self._superseded, self._late_waste)
 
     # -- events ---------------------------------------------------------------------------------------------------------------------
 
@@ -95,17 +98,27 @@ class Originals:
 
     def _take_over(self, row: Row, origin: str) -> None:
         """A client's retry: one row per original, so this submission's row replaces the earlier one."""
+        self._newest[origin] = row
         earlier = self._ended.pop(origin, None)
         if earlier is not None:
             index, row.arrived_s, row.intended_s, row.attempts, row.wasted = earlier
             self._superseded.add(index)
             return
-        for old in self.closing.values():
-            if (old.request.origin or old.request.id) == origin and old.heir is None:
-                old.heir = row  # its tokens come later
-                row.arrived_s, row.intended_s, row.wasted = old.arrived_s, old.intended_s, old.wasted
-                row.attempts = old.attempts + (old.dispatch or 1)
-                return
+        old = self._left.pop(origin, None)
+        if old is not None:
+            row.arrived_s, row.intended_s, row.wasted = old.arrived_s, old.intended_s, old.wasted  # its last tokens come later
+            row.attempts = old.attempts + (old.dispatch or 1)
+
+    def gave_up(self, now: float, note: fx.Note) -> None:
+        """The client stopped listening without a cancel: the original has ended, its submission lives on as a zombie."""
+        for request_id in note.ids:
+            row = self.open.pop(request_id, None)
+            if row is not None:
+                row.end = (now, str((note.data or {}).get("outcome", "local_timeout")), note.reason)
+                self._close(row)
+
+    def _close(self, row: Row) -> None:
+        self.closing[row.request.id] = self._left[row.request.origin or row.request.id] = row
 
     def _finished(self, now: float, event: ev.Finished) -> None:
         row = self.open.get(event.request_id)
@@ -117,6 +130,7 @@ class Originals:
         del self.open[event.request_id]
         self.running -= 1
         request = row.request
+        row.index = self._count
         self._count += 1
         self._rows.append((
             request.origin or request.id, request.tenant, request.priority, request.model, request.turn, request.phase, row.intended_s,
@@ -150,12 +164,8 @@ class Originals:
         row = self.closing.get(event.request_id)
         if row is None or row.dispatch != event.dispatch:
             return
-        del self.closing[event.request_id]
         self._attempt_over(row, event)
-        if row.heir is not None:
-            row.heir.wasted += event.output_tokens or 0
-        else:
-            self._put(row)
+        self._leave(row)
 
     def _first_token(self, now: float, event: ev.FirstToken) -> None:
         row = self.open.get(event.request_id)
@@ -173,16 +183,15 @@ class Originals:
     def _gone(self, now: float, event: ev.ReplicaGone) -> None:
         if event.effective_at is not None and event.effective_at > now:
             return
-        for request_id in [i for i, row in self.closing.items() if row.replica == event.replica]:
-            row = self.closing.pop(request_id)
+        for row in [row for row in self.closing.values() if row.live and row.replica == event.replica]:
+            row.live = False
             self.running -= 1
-            if row.heir is None:
-                self._put(row)
+            self._leave(row)
 
     # -- effects --------------------------------------------------------------------------------------------------------------------
 
     def _dispatched(self, now: float, effect: fx.Dispatch, event: Any) -> None:
-        row = self.open.get(effect.request.id)
+        row = self.open.get(effect.request.id) or self.closing.get(effect.request.id)
         if row is None:
             return
         if not row.live:  # after the loss of a replica it still counts as running
@@ -197,15 +206,20 @@ class Originals:
         if row is not None:
             row.end = (now, effect.outcome, str(effect.denial.reason))
             self._put(row)
+        elif (zombie := self.closing.get(effect.request_id)) is not None:
+            self._leave(zombie)
 
     def _closed(self, now: float, effect: fx.Close, event: Any) -> None:
         """A running attempt has yet to let go, and will say how many tokens were wasted; one on a lost replica never will."""
         row = self.open.pop(effect.request_id, None)
         if row is None:
+            zombie = self.closing.get(effect.request_id)
+            if zombie is not None and not zombie.live:
+                self._leave(zombie)
             return
         row.end = (now, effect.outcome, effect.reason)
         if row.live and type(event) is not ev.ReplicaGone:
-            self.closing[effect.request_id] = row
+            self._close(row)
             return
         if row.live:
             row.live = False
@@ -214,12 +228,28 @@ class Originals:
 
     # -- rows -----------------------------------------------------------------------------------------------------------------------
 
+    def _leave(self, row: Row) -> None:
+        """The last of a closed submission is known: its own row, or its tokens to the retry that took over."""
+        request = row.request
+        origin = request.origin or request.id
+        del self.closing[request.id]
+        if self._left.get(origin) is row:
+            del self._left[origin]
+        last, tokens = self._newest.get(origin, row), row.tokens or 0
+        if last is row:
+            self._put(row)
+        elif last.index < 0:
+            last.wasted += tokens
+        elif tokens:
+            self._late_waste[last.index] = self._late_waste.get(last.index, 0) + tokens
+
     def _put(self, row: Row) -> None:
         """Append an original that ended without success (so far: a retry may take it over)."""
         request = row.request
         ended_s, outcome, reason = row.end  # type: ignore[misc]
         origin, attempts = request.origin or request.id, row.attempts + (row.dispatch or 1)
         self._ended[origin] = (self._count, row.arrived_s, row.intended_s, attempts, row.wasted)
+        row.index = self._count
         self._count += 1
         self._rows.append((
             origin, request.tenant, request.priority, request.model, request.turn, request.phase, row.intended_s, row.arrived_s, row.sent_s,

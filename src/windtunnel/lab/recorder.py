@@ -20,6 +20,7 @@ from windtunnel.lab.decisions import DecisionRows
 from windtunnel.lab.log import LogWriter, header_of
 from windtunnel.lab.originals import CUT, STOPPED, Originals
 from windtunnel.lab.tables import LEVELS, Tables
+from windtunnel.sources.clients import GAVE_UP
 
 if TYPE_CHECKING:
     from windtunnel.lab.run import RunMeta
@@ -81,6 +82,13 @@ class Recorder:
             self._originals.arrived(now, event)
         if self.log is not None:
             self.log.error(seq, now, event, error)
+
+    def note(self, now: float, note: fx.Note) -> None:
+        """A note of a source or of the world itself, not an effect of the control. `client_gave_up` ends originals."""
+        if note.kind == GAVE_UP:
+            self._originals.gave_up(now, note)
+        if self._details is not None:
+            self._details.note(0, now, note)
 
     def sample(self, now: float, name: str, key: str, value: float) -> None:
         """One row of the series table."""

@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from windtunnel.lab.client_spec import ClientsSpec
 from windtunnel.lab.dist_spec import DistSpec
 from windtunnel.lab.kinds import Spec, spec_of
 from windtunnel.lab.op_spec import OpSpec
@@ -35,6 +36,7 @@ class TraceSpec(Spec):
     model: str | None = Field(default=None, description="Model that requests ask for; left out: the fleet's first.")
     tenant: str = Field(default="default", description="Tenant of rows that name none.")
     priority: Priority = Field(default="interactive", description="Class of rows that name none.")
+    clients: ClientsSpec | None = Field(default=None, description="Left out: clients wait for ever and never try again.")
     bound: Literal["output"] | None = Field(default="output", description="output: clients ask for exactly the recorded number of tokens.")
 
 
@@ -51,6 +53,7 @@ class ArrivalsSpec(spec_of(RequestRate)):  # type: ignore[misc]
     priorities: dict[Priority, Annotated[float, Field(ge=0)]] = Field(default={"interactive": 1.0}, min_length=1)
     count: int | None = Field(default=None, ge=1, description="Ends after this many requests.")
     name: str = Field(default="arrivals", min_length=1)
+    clients: ClientsSpec | None = Field(default=None, description="Left out: clients wait for ever and never try again.")
     model: str | None = None
     bound: Literal["output"] | None = "output"
 
@@ -70,9 +73,12 @@ class MixSpec(Spec):
 
     kind: Literal["mix"]
     sources: tuple[PlainSource, ...] = Field(min_length=1)
+    clients: ClientsSpec | None = Field(default=None, description="The clients of all its sources together; a source may have its own instead.")
 
     @model_validator(mode="after")
     def _names(self) -> MixSpec:
+        if self.clients is not None and any(getattr(s, "clients", None) is not None for s in self.sources):
+            raise ValueError("clients stand both in the mix and in one of its sources; write them in one place")
         names = [s.name for s in self.sources]
         twice = next((n for n in names if names.count(n) > 1), None)
         if twice is not None:

@@ -25,6 +25,7 @@ from windtunnel.sim.service import Job
 from windtunnel.sources.source import Source
 
 GIVES = frozenset({"started", "first_token", "progress", "scrape", "prefix_blocks", "route_key", "token_counts"})
+HEARD = {FirstToken: "first_token", Progressed: "progress", Started: "started"}  # what a source may ask to be told, beside ends
 PROGRESS_S = 0.25  # run s between two reports of a replica whose batch does not change
 SLICE = 256  # agenda entries between two looks at the wall clock
 
@@ -36,6 +37,7 @@ class Recorder(Protocol):
     def error(self, seq: int, now: float, event: Event, error: BaseException) -> None: ...
     def sample(self, now: float, name: str, key: str, value: float) -> None: ...
     def replica_row(self, row: Mapping[str, Any], /) -> None: ...
+    def note(self, now: float, note: fx.Note) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,7 @@ class SimDriver:
         self.control, self.source, self.recorder = control, source, recorder
         self.agenda = Agenda()
         self._needs = control.needs | source.needs
+        self._heard = {kind for kind, word in HEARD.items() if word in source.needs}
         self._until, self._grace_s, self._sample_s, self._check = until, grace_s, sample_s, check
         self._step_every = step_every
         self.fleet = SimFleet(fleet, self.agenda, self._deliver, seed=seed, replication=replication, engine_options=self._engine_options)
@@ -144,8 +147,11 @@ class SimDriver:
             act = self._apply.get(type(effect))
             if act is not None:
                 act(effect)
-        if type(event) is Finished:
+        kind = type(event)
+        if kind is Finished:
             self._ended(event)
+        elif kind in self._heard:
+            self._tell(event)
         if self._check:
             self.control.check()
 
@@ -162,7 +168,9 @@ class SimDriver:
         for item in made:
             if type(item) is fx.WakeAt:
                 self._wake("source", item)
-            elif type(item) is not fx.Note:
+            elif type(item) is fx.Note:
+                self.recorder.note(self.agenda._now, item)
+            else:
                 self._inbox.append(item)
         if made and not self._draining and self._inbox:
             self._deliver(self._inbox.popleft())

@@ -63,6 +63,9 @@ class Columns:
     def sample(self, now: float, name: str, key: str, value: float) -> None:
         """Not wanted."""
 
+    def note(self, now: float, note: Any) -> None:
+        """Not kept."""
+
     def replica_row(self, row: Mapping[str, Any], /) -> None:
         self.replicas.append(row)
 
