@@ -345,6 +345,12 @@ def test_SM_30_a_pool_runs_on_operator_tables() -> None:
         pool(model="Llama-3.1-8B", gpu="l4", profile={"kind": "operators"})
 
 
+def test_SM_10_a_pool_runs_on_two_regimes() -> None:
+    profile = {"kind": "two_regime", "prefill": [0.018, 1e-4, 0.0], "small": [0.02, 6e-7, 4e-5], "large": [0.007, 6e-7, 1.6e-4], "threshold": 95}
+    made = pool(model="OPT-13B", gpu="a100_sxm", profile=profile)
+    assert made.step_model.seconds(Batch(0, 0, [(100, 0)], 100, 1, 1)) == pytest.approx(0.028)
+
+
 def test_SM_40_experts_and_whole_prompts_are_refused_with_numbers() -> None:
     with pytest.raises(ConfigInfeasibleError, match="8 experts cannot be split over ep 3"):
         pool(model="Mixtral-8x7B", gpu="h100_sxm", tp=2, profile={"kind": "roofline", "ep": 3})

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from windtunnel.errors import ConfigValueError
+from windtunnel.errors import ConfigTableMissError, ConfigValueError
 from windtunnel.sim.catalog import gpu, model
 from windtunnel.sim.stepmodels.affine import Affine
 from windtunnel.sim.stepmodels.model import Batch, Provenance, StepModel
@@ -20,6 +20,7 @@ from windtunnel.sim.stepmodels.roofline import Efficiency, Roofline
 from windtunnel.sim.stepmodels.table import Table
 from windtunnel.sim.stepmodels.tables_aic import AicTables
 from windtunnel.sim.stepmodels.tables_llmservingsim import LlmServingSimTables
+from windtunnel.sim.stepmodels.two_regime import TwoRegime
 from windtunnel.sim.stepmodels.vidur import VidurRoofline
 
 LLAMA, QWEN, H100 = model("Llama-3.1-8B"), model("Qwen3-32B"), gpu("h100_sxm")
@@ -39,6 +40,7 @@ MODELS: dict[str, StepModel] = {
     "operators_aic_tp8": Operators(model("Qwen3-235B-A22B"), AicTables(model("Qwen3-235B-A22B"), gpu("h200_sxm"), tp=8, dtype="fp8"), "h200_sxm", 8),
     "operators_llmservingsim": Operators(LLAMA, LlmServingSimTables.load("rtx4090", LLAMA), "rtx4090"),
     "operators_tp2": Operators(QWEN, LlmServingSimTables.load("rtx_pro_6000", QWEN, 2, link=(2e-5, 1.4e10)), "rtx_pro_6000", 2),
+    "two_regime": TwoRegime.published("facebook/opt-13b"),
     "vidur": VidurRoofline(),
 }
 NAN, INF = float("nan"), float("inf")
@@ -237,3 +239,23 @@ def test_SM_20_parts_sum_to_the_step() -> None:
 def test_SM_20_groups_divide_the_ranks(shape: dict[str, int]) -> None:
     with pytest.raises(ConfigValueError, match=r"ep|dp"):
         Roofline(model("Mixtral-8x7B"), H100, **shape)
+
+
+def test_SM_10_two_regimes_are_their_formula() -> None:
+    """OPT-13B on one A100: one prompt of 512, decodes of 64 and, in the other regime, of 128 with 768 tokens each."""
+    step_model = TwoRegime.published("facebook/opt-13b")
+    prefill = (18.10254647486372 + 0.1019122572698738 * 512 + 7.122264314252114e-06 * 512**2) * 1e-3
+    small = (19.934702624895458 + 0.0006269356524350583 * 64 * 768 + 0.03850697740828398 * 64) * 1e-3
+    large = (7.1661889468253595 + 0.0005798000403396046 * 128 * 768 + 0.15831096191764046 * 128) * 1e-3
+    assert step_model.seconds(Batch(0, 0, [(512, 0)], 512, 1, 1)) == pytest.approx(prefill, rel=1e-12)
+    assert step_model.seconds(Batch(64, 64 * 768, [], 64, 64, 64)) == pytest.approx(small, rel=1e-12)
+    assert step_model.seconds(Batch(128, 128 * 768, [], 128, 128, 128)) == pytest.approx(large, rel=1e-12)
+    assert step_model.seconds(Batch(64, 64 * 768, [(512, 0)], 576, 65, 65)) == pytest.approx(prefill + small, rel=1e-12)
+    assert 1 / prefill == pytest.approx(13.86, abs=0.25)  # requests a second that one such replica prefills
+
+
+def test_SM_10_constants_that_were_not_published_show_what_was() -> None:
+    with pytest.raises(ConfigTableMissError, match="no constants of facebook/opt-13b at tp 8; there are facebook/opt-13b at tp 1, 2, 4"):
+        TwoRegime.published("facebook/opt-13b", 8)
+    with pytest.raises(ConfigValueError, match="small"):
+        TwoRegime((1e-3, 0.0, 0.0), (1e-3, float("nan"), 0.0), (1e-3, 0.0, 0.0), 95)

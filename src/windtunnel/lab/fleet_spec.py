@@ -17,6 +17,7 @@ from windtunnel.sim.engine import EngineConfig
 from windtunnel.sim.service import ServiceConfig
 from windtunnel.sim.stepmodels.affine import Affine
 from windtunnel.sim.stepmodels.table import Table
+from windtunnel.sim.stepmodels.two_regime import TwoRegime
 
 EngineSpec = spec_of(EngineConfig)
 ServiceSpec = spec_of(ServiceConfig, skip=("setup_s",))
@@ -74,8 +75,9 @@ class CalibratedSpec(Spec):
 
 AffineSpec = spec_of(Affine, "affine", skip=("provenance",))
 TableSpec = spec_of(Table, "table", skip=("provenance",))
+TwoRegimeSpec = spec_of(TwoRegime, "two_regime", skip=("provenance",))
 ProfileSpec = Annotated[
-    RooflineSpec | AffineSpec | TableSpec | VidurSpec | OperatorsSpec | CalibratedSpec, Field(discriminator="kind")]  # type: ignore[valid-type]
+    RooflineSpec | AffineSpec | TableSpec | VidurSpec | OperatorsSpec | CalibratedSpec | TwoRegimeSpec, Field(discriminator="kind")]  # type: ignore[valid-type]
 
 
 class StartupSpec(Spec):
