@@ -15,6 +15,7 @@ from windtunnel.lab.validation.check import Check
 from windtunnel.lab.validation.sections import NOT_VALIDATED, Section
 
 HEAD = ("", "what", "metric", "expected", "got", "error", "± 95 %", "allowed", "n", "note")
+LEAD = "What the simulator was held against, what was expected, and what came out."
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem;color:#1b1b1f;background:#fff}
 table{border-collapse:collapse;width:100%;font-size:13px;font-variant-numeric:tabular-nums}
 th,td{padding:.2rem .5rem;text-align:left;border-bottom:1px solid #ddd}td.n{text-align:right}tr.miss{background:#fde7e7}
@@ -52,10 +53,10 @@ class Page:
         ]
 
     def markdown(self) -> str:
-        out = ["# Validation", "", f"**{self.verdict}.** What the simulator was held against, what was expected, and what came out.", ""]
+        out = ["# Validation", "", f"**{self.verdict}.** {LEAD}", ""]
         out += [f"- {fact}" for fact in self.facts()]
-        out += ["", "Tolerances: a steady-state estimate passes within the larger of two half-widths of its 95 % interval and 1 % (waits and quantiles "
-                "2 %), and only if the half-width is at most 2.5 % (10 %). Exact checks allow 1e-9 s.", ""]
+        out += ["", "Tolerances: a steady-state estimate passes within the larger of two half-widths of its 95 % interval and 1 % (waits and "
+                "quantiles 2 %), and only if the half-width is at most 2.5 % (10 %). Exact checks allow 1e-9 s.", ""]
         for section in self.sections:
             mine = self._of(section)
             out += [f"## {section.title}", "", section.about, "", f"{sum(c.passed for c in mine)} of {len(mine)} passed.", ""]
@@ -68,8 +69,8 @@ class Page:
     def html(self) -> str:
         e = html.escape
         out = ["<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
-               f"<title>Validation: {e(self.verdict)}</title><style>{STYLE}</style><h1>Validation</h1><p><b>{e(self.verdict)}.</b> What the "
-               "simulator was held against, what was expected, and what came out.</p><ul>", *(f"<li>{e(fact)}" for fact in self.facts()), "</ul>"]
+               f"<title>Validation: {e(self.verdict)}</title><style>{STYLE}</style><h1>Validation</h1><p><b>{e(self.verdict)}.</b> "
+               f"{LEAD}</p><ul>", *(f"<li>{e(fact)}" for fact in self.facts()), "</ul>"]
         for section in self.sections:
             mine = self._of(section)
             out.append(f"<h2>{e(section.title)}</h2><p>{e(section.about)}</p><p>{sum(c.passed for c in mine)} of {len(mine)} passed.</p>"
@@ -87,9 +88,10 @@ class Page:
 def _row(c: Check) -> tuple[str, ...]:
     unit = f" {c.unit}" if c.unit else ""
     half = "" if c.half_width is None else (f"{c.half_width / abs(c.expected):.2%}" if math.isfinite(c.half_width) and c.expected else "unknown")
-    error = f"{c.error:+.2%}" if c.expected and abs(c.error) >= 5e-5 else (f"{c.error:.1e}" if c.error else "0")
-    return ("pass" if c.passed else "FAIL", c.what, c.metric, f"{c.expected:.7g}{unit}", f"{c.got:.7g}{unit}", error, half, c.tolerance,
-            f"{c.n:,}", c.note)
+    bound = not c.expected or c.tolerance[:1] in "≤>"
+    error = "" if bound else f"{c.error:+.2%}" if abs(c.error) >= 5e-5 else (f"{c.error:.1e}" if c.error else "0")
+    return ("pass" if c.passed else "FAIL", c.what, c.metric, "" if bound else f"{c.expected:.7g}{unit}", f"{c.got:.7g}{unit}", error,
+            half, c.tolerance, f"{c.n:,}", c.note)
 
 
 def _version(name: str) -> str:

@@ -69,7 +69,6 @@ def _s(servers: int = 1, **more: object) -> ServiceConfig:
 CASES = (
     Case("M/M/1 ρ .5", 0.5, EXP, _s(), {"W": 2, "Wq": 1, "W p95": 5.99146, "W p99": 9.21034, "Wq p95": 4.60517}, fast=True),
     Case("M/M/1 ρ .8", 0.8, EXP, _s(), {"W": 5, "Wq": 4, "W p95": 14.97866, "W p99": 23.02585, "Wq p95": 13.86294}, 1_000_000),
-    Case("M/M/1 ρ .8, waiting in the control", 0.8, EXP, _s(), {"W": 5, "Wq": 4}, 500_000, limit=1),
     Case("M/M/1 ρ .9", 0.9, EXP, _s(), {"W": 10, "W p99": 46.0517}, 4_000_000, slow=True),
     Case("M/M/4 λ 3.2", 3.2, EXP, _s(4), {"P(wait)": 0.5964325, "Wq": 0.7455406, "Wq p99": 5.110476}, 300_000),
     Case("M/M/8 λ 7.2", 7.2, EXP, _s(8), {"P(wait)": 0.7015330, "Wq": 0.8769162, "Wq p99": 5.313354}, 4_000_000, slow=True),
@@ -83,12 +82,12 @@ CASES = (
     Case("M/Pareto/1 ρ .7", 0.7, PARETO, _s(), {"Wq": 12.698933}, 10_000_000, slow=True),
     *(Case(f"loss M/{law}/{c}/{c} a {a:g}", a, LAWS[law], _s(c, capacity=c), {"P(refused)": p}, n, fast=fast) for law, c, a, p, n, fast in (
         ("Exp", 1, 0.8, 0.4444444, 100_000, False), ("H2 cv² 4", 4, 3.0, 0.2061069, 300_000, False),
-        ("D", 10, 8.0, 0.1216611, 300_000, True), ("lognormal cv² 2", 64, 60.0, 0.0603627, 1_300_000, False))),
+        ("D", 10, 8.0, 0.1216611, 300_000, True), ("lognormal cv² 2", 64, 60.0, 0.0603627, 2_000_000, False))),
     Case("M/M/1/5 λ .8", 0.8, EXP, _s(1, capacity=5), {"P(refused)": 0.0888195, "Wq": 1.563065}, 400_000),
     Case("M/M/1/10 λ 2", 2, EXP, _s(1, capacity=10), {"P(refused)": 0.5002443, "Wq": 8.009775}, 200_000),
     Case("M/M/4/10 λ 5", 5, EXP, _s(4, capacity=10), {"P(refused)": 0.2300243, "Wq": 0.910739}, 300_000),
     Case("M/M/8/32 λ 8", 8, EXP, _s(8, capacity=32), {"P(refused)": 0.0354045, "Wq": 1.376398}, 2_500_000, slow=True),
-    Case("M/M/100+M λ 110 θ 1", 110, EXP, _s(100), {"P(abandon)": 0.0991916, "Lq": 10.91107}, 900_000, limit=100, patience_s=EXP),
+    Case("M/M/100+M λ 110 θ 1", 110, EXP, _s(100), {"P(abandon)": 0.0991916, "Lq": 10.91107}, 1_300_000, limit=100, patience_s=EXP),
     Case("M/M/10+M λ 12 θ .1", 12, EXP, _s(10), {"P(abandon)": 0.1697523, "Lq": 20.37028}, 700_000, limit=10, patience_s=Exponential(10.0)),
     Case("M/M/4+M λ 8 θ .5", 8, EXP, _s(4), {"P(abandon)": 0.5015587, "Lq": 8.024940}, 200_000, limit=4, patience_s=Exponential(2.0)),
     *(Case(f"M/{name}/1-PS ρ .7", 0.7, law, _s(discipline="ps"), {"W": 3.333333}, n, fast=name == "D")
@@ -98,7 +97,7 @@ CASES = (
       for c, z, x, r, n in ((5, 4.0, 0.8009331, 2.242718, 200_000), (20, 10.0, 0.9981310, 10.037451, 200_000), (50, 20.0, 1.0, 30.0, 200_000))),
     Case("priority λ (.3, .5)", 0.8, EXP, _s(discipline="priority"), {"Wq interactive": 1.142857, "Wq batch": 5.714286}, 500_000,
          priorities={"interactive": 0.375, "batch": 0.625}),
-    Case("preemptive priority λ (.3, .5)", 0.8, EXP, _s(discipline="preemptive"), {"W interactive": 1.428571, "W batch": 7.142857}, 600_000,
+    Case("preemptive priority λ (.3, .5)", 0.8, EXP, _s(discipline="preemptive"), {"W interactive": 1.428571, "W batch": 7.142857}, 1_000_000,
          priorities={"interactive": 0.375, "batch": 0.625}),
     Case("SJF ρ .8", 0.8, EXP, _s(discipline="sjf"), {"W": 2.882219}, 300_000),
     Case("SRPT ρ .8", 0.8, EXP, _s(discipline="srpt"), {"W": 2.352773}, 300_000),

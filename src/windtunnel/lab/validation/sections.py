@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from windtunnel.lab.validation import batching, measured, published, queueing, vidur
+from windtunnel.lab.validation import batching, fairness, measured, published, queueing, vidur
 from windtunnel.lab.validation.check import Check
 
 Job = Callable[[], Sequence[Check]]
@@ -38,12 +38,21 @@ SECTIONS: tuple[Section, ...] = (
             tuple(partial(vidur.run_vidur, r) for r in vidur.EXPECTED)),
     Section(published.PREFIX, "Hit share by block of the prefix cache alone, fed with the prompts of the trace in order, at six capacities and "
             "in both orders of touching.", (published.run_prefix,)),
+    Section(fairness.SECTION, "Token fairness behind the paper's engine: the throughput, the mean waits and the bound on the gap of service, over 16 "
+            "flights with phases of their own and 1.5 % jitter of step times.",
+            (fairness.run_two_clients, fairness.run_three_clients, fairness.run_first_come)),
     Section(measured.SECTION, "Median absolute relative error of TTFT, TPOT and throughput; each measurement predicted by a fit that did not see it.",
             (measured.run_silicon,)),
+    Section(measured.RUNS_SECTION, "Two runs of vLLM 0.19.0 in overload, 300 requests each, replayed request by request. Cross-validated: blocks of "
+            "20 requests are predicted by a fit that was scored on the others; they share a queue with those, so that it tests the form of the "
+            "model more than a new load. The uncalibrated rows show what a roofline and measured operators give by themselves.",
+            (measured.run_vllm,)),
 )
 
 NOT_VALIDATED = (
-    "Single machines: no claim about your GPU, model or engine version holds before a calibration on them; an uncalibrated roofline is far off (see "
+    "Request by request, only two recorded runs were at hand, both of one engine and both in overload; calm load and other engines are held "
+    "against published means only.",
+    "Your machine: no claim about your GPU, model or engine version holds before a calibration on them; an uncalibrated roofline is far off (see "
     "the errors above).",
     "The tail of TTFT of real engines near saturation: published points are means of closed loops.",
     "Transfer of KV blocks between prefill and decode replicas, speculative decoding and swapping: tested against their own rules, not against "
