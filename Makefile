@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 JOBS ?= 2
 
-.PHONY: run test lint types unit notebooks lab bench bench-peers test-vllm test-slow screens clean
+.PHONY: run test lint types unit notebooks lab validate bench bench-peers test-vllm test-slow screens clean
 
 run: $(STAMP)
 	$(BIN)/windtunnel compare azure-chat azure-chat@tuned --replications 1 --out out --report out/report.html
@@ -29,6 +29,9 @@ notebooks: $(STAMP)
 
 lab: $(STAMP)
 	$(BIN)/jupyter lab notebooks
+
+validate: $(STAMP)
+	$(BIN)/python -m windtunnel.lab.validation --out data/VALIDATION.md --html out/validation.html --processes $(JOBS)
 
 bench: $(STAMP)
 	$(BIN)/python sims/bench/engine.py

@@ -1,4 +1,4 @@
-"""What chunked prefill is for (Agrawal et al., OSDI 2024): long prompts no longer stop the tokens of others, so a strict bound costs less capacity."""
+"""Chunked prefill: long prompts no longer stop the tokens of others, so a strict bound costs less capacity."""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import isnan
+
 from windtunnel.lab.calibrate.runs import validate_runs
 from windtunnel.lab.calibrate.silicon import TARGETS, validate_silicon
 from windtunnel.lab.validation.check import Check
@@ -28,11 +30,13 @@ def run_vllm() -> list[Check]:
     """Two recorded runs replayed request by request: signed errors of mean, median and whole; targets for the cross-validated ones."""
     errors = validate_runs().errors
     checks = []
-    for row in errors.itertuples():
-        if row.statistic not in ("mean", "p50", "all") or row.metric not in RUN_TARGETS or row.measured != row.measured:
+    for row in errors.to_dict("records"):
+        metric, measured = str(row["metric"]), float(row["measured"])
+        if row["statistic"] not in ("mean", "p50", "all") or metric not in RUN_TARGETS or isnan(measured):
             continue
-        target = RUN_TARGETS[row.metric] if row.estimate == "cross-validated" else None
+        target = RUN_TARGETS[metric] if row["estimate"] == "cross-validated" else None
         bound, note = ("no target", "for comparison") if target is None else (f"± {target:.0%}", "")
-        checks.append(Check(RUNS_SECTION, f"{row.run}, {row.estimate}", f"{row.metric} {row.statistic}", float(row.measured), float(row.simulated),
-                            bound, target is None or abs(row.error) <= target, int(row.n), "tok/s" if "tok" in row.metric else "s", note=note))
+        checks.append(Check(RUNS_SECTION, f"{row['run']}, {row['estimate']}", f"{metric} {row['statistic']}", measured, float(row["simulated"]),
+                            bound, target is None or abs(float(row["error"])) <= target, int(row["n"]), "tok/s" if "tok" in metric else "s",
+                            note=note))
     return checks
