@@ -15,12 +15,13 @@ from windtunnel.errors import ConfigError, ConfigValueError
 from windtunnel.lab import locate, overrides, registry
 from windtunnel.lab.control_spec import ControlSpec, preset_part
 from windtunnel.lab.fleet_spec import FleetSpec
-from windtunnel.lab.kinds import Spec
+from windtunnel.lab.kinds import Spec, spec_of
 from windtunnel.lab.schema import schema_text
 from windtunnel.lab.sentences import close_hint, explain, one_or_all
 from windtunnel.lab.slo_spec import KnobSpec, SloSpec
 from windtunnel.lab.source_spec import SourceSpec, is_endless
 from windtunnel.lab.yamlfile import Document, dump_yaml
+from windtunnel.sim.faults import Fault
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from windtunnel.sim.fleet import FleetConfig
     from windtunnel.sources.source import Source
 
+FaultSpec = spec_of(Fault)
 NOT_IN_DIGEST = ("name", "question", "compare", "knobs", "record", "seed")
 
 
@@ -49,6 +51,7 @@ class Scenario(Spec):
     fleet: FleetSpec
     source: SourceSpec
     control: ControlSpec = ControlSpec()
+    faults: tuple[FaultSpec, ...] = Field(default=(), description="What breaks, when, where and for how long.")  # type: ignore[valid-type]
     slo: SloSpec = SloSpec()
     compare: dict[str, dict[str, Any]] = Field(default={}, description="Named variants: dotted path to value.")
     knobs: tuple[str | KnobSpec, ...] = Field(default=(), description="Paths that a cockpit offers as controls.")
@@ -60,6 +63,10 @@ class Scenario(Spec):
             raise ValueError("the source never ends; write duration_s, or a count in the source")
         if self.duration_s is not None and self.warmup_s >= self.duration_s:
             raise ValueError(f"warmup_s {self.warmup_s:g} leaves nothing of duration_s {self.duration_s:g}")
+        for n, fault in enumerate(self.faults):
+            if fault.pool and fault.pool not in self.fleet.pools:  # type: ignore[attr-defined]
+                known = ", ".join(self.fleet.pools)
+                raise ValueError(f'faults.{n}.pool: no pool "{fault.pool}"; there are {known}')  # type: ignore[attr-defined]
         return self
 
     def __eq__(self, other: object) -> bool:
@@ -177,6 +184,10 @@ class Scenario(Spec):
 
         return build_fleet(self.fleet, self._base)
 
+    def build_faults(self) -> tuple[Fault, ...]:
+        """The faults; each was checked when the scenario was read."""
+        return tuple(spec.config() for spec in self.faults)  # type: ignore[attr-defined]
+
     def build_control(self, *, pools: Sequence[PoolFacts] | None = None, seed: int | None = None, replication: int = 0,
                       wants: frozenset[str] = frozenset()) -> Control:
         """A fresh control over the scenario's pools, or over those of a live fleet."""
@@ -201,7 +212,7 @@ class Scenario(Spec):
 
         level, seed = record or self.record, self.seed if seed is None else seed
         world = Simulated(self.build_fleet(), seed=seed, replication=replication, record=level, check=check, until=self.duration_s,
-                          grace_s=self.grace_s)
+                          grace_s=self.grace_s, faults=self.build_faults())
         control = self.build_control(seed=seed, replication=replication, wants=Recorder(level).wants)
         return world, control, self.build_source(seed=seed, replication=replication)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import mkdtemp
@@ -17,6 +18,7 @@ from windtunnel.live.fleet import LiveFleet
 from windtunnel.live.gate import Caps
 from windtunnel.policy.control import Control
 from windtunnel.sim.driver import Progress, SimDriver
+from windtunnel.sim.faults import Fault
 from windtunnel.sim.fleet import FleetConfig
 from windtunnel.sources.source import Source
 
@@ -76,11 +78,12 @@ class Simulated:
     """
 
     def __init__(self, fleet: FleetConfig, *, seed: int = 0, replication: int = 0, record: str = "requests", check: bool = False,
-                 until: float | None = None, grace_s: float = 30.0, sample_s: float = 1.0, step_every: bool = False) -> None:
+                 until: float | None = None, grace_s: float = 30.0, sample_s: float = 1.0, step_every: bool = False,
+                 faults: Sequence[Fault] = ()) -> None:
         self.fleet, self.seed, self.replication, self.record = fleet, seed, replication, record
         self._options: dict[str, Any] = {
             "seed": seed, "replication": replication, "until": until, "grace_s": grace_s, "sample_s": sample_s, "check": check,
-            "step_every": step_every,
+            "step_every": step_every, "faults": tuple(faults),
         }
 
     def __repr__(self) -> str:

@@ -19,6 +19,7 @@ from windtunnel.events import Arrived, Cancelled, Event, Failed, Finished, First
 from windtunnel.policy.control import Control
 from windtunnel.sim.agenda import ARRIVAL, Agenda
 from windtunnel.sim.engine import Attempt
+from windtunnel.sim.faults import Fault, Faults
 from windtunnel.sim.fleet import DRAINING, READY, FleetConfig, SimFleet
 from windtunnel.sim.sampling import Sampler
 from windtunnel.sim.service import Job
@@ -58,7 +59,8 @@ class SimDriver:
     """
 
     def __init__(self, control: Control, source: Source, fleet: FleetConfig, recorder: Recorder, *, seed: int = 0, replication: int = 0,
-                 until: float | None = None, grace_s: float = 30.0, sample_s: float = 1.0, check: bool = False, step_every: bool = False) -> None:
+                 until: float | None = None, grace_s: float = 30.0, sample_s: float = 1.0, check: bool = False, step_every: bool = False,
+                 faults: Sequence[Fault] = ()) -> None:
         missing = (control.needs | source.needs) - GIVES
         if missing:
             raise ConfigNeedsError(sorted(missing)[0], "the control or the source", "simulated")
@@ -70,6 +72,8 @@ class SimDriver:
         self._step_every = step_every
         self.fleet = SimFleet(fleet, self.agenda, self._deliver, seed=seed, replication=replication, engine_options=self._engine_options)
         self._network_s = fleet.network_s
+        self.faults = Faults(faults, self.fleet, self.agenda, lambda note: recorder.note(self.agenda._now, note), seed=seed,
+                             replication=replication, until=until) if faults else None
         self._inbox: deque[Event] = deque()
         self._draining = self._over = self._cancelled = False
         self._told_s: dict[str, float] = {}
@@ -186,6 +190,9 @@ class SimDriver:
         if replica is None or replica.state != READY:
             self._fail(request.id, effect.dispatch, effect.replica, 503, "engine_unavailable", None)
             return
+        if self.faults is not None and self.faults.replies and (status := self.faults.refuses(effect.replica)) is not None:
+            self._fail(request.id, effect.dispatch, effect.replica, status, f"http_{status}", None)
+            return
         truth = request.truth
         output = truth.output_tokens if truth is not None else (request.max_tokens or 1)
         if truth is not None and truth.service_s is not None:
@@ -285,7 +292,7 @@ class SimDriver:
         if "progress" in self._needs:
             agenda.at(PROGRESS_S, ARRIVAL, self._progress_tick)
         if "scrape" in self._needs:
-            self.sampler.scrape_all(self._deliver)
+            self.sampler.scrape_all(self._deliver, self.faults)
         if self._until is not None:
             agenda.at(self._until + self._grace_s, ARRIVAL, self._leave)
 

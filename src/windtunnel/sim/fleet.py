@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from windtunnel.effects import Drain, ScaleTo
 from windtunnel.errors import ConfigValueError
@@ -96,6 +96,13 @@ class SimReplica:
         return self.state in (REQUESTED, PROVISIONING, BOOTING)
 
 
+class BootFaults(Protocol):
+    """What may go wrong while replicas boot."""
+
+    def boot_factor(self, pool: str) -> float: ...
+    def boot_fails(self, pool: str) -> float | None: ...
+
+
 class SimFleet:
     """Carries out ScaleTo and Drain; tells what happened through `emit(event)`; keeps one row per replica life."""
 
@@ -107,6 +114,7 @@ class SimFleet:
         self._seed, self._replication = seed, replication
         self._engine_options = engine_options  # by replica name: callbacks and switches of its engine
         self._last_plan = 0
+        self.boot_faults: BootFaults | None = None
         self.rows: list[dict[str, Any]] = []
 
     def start(self) -> None:
@@ -152,6 +160,24 @@ class SimFleet:
             return
         timeout = replica.pool.drain_timeout_s if effect.deadline_at is None else max(0.0, effect.deadline_at - self.agenda.now)
         self._retire(replica, effect.reason or "drained", timeout)
+
+    def order(self, pool: Pool) -> None:
+        """Boot one more replica, beside what the plans say."""
+        self._order(pool)
+
+    def lose(self, replica: SimReplica, reason: str) -> None:
+        """It is gone at once, with everything on it."""
+        if replica.state != GONE:
+            self._end(replica, reason)
+
+    def take(self, replica: SimReplica, reason: str, notice_s: float) -> None:
+        """It will be taken away in `notice_s`: no new work, and what still runs then is lost."""
+        if replica.state in (DRAINING, GONE):
+            return
+        if notice_s <= 0:
+            self._end(replica, reason)
+            return
+        self._retire(replica, reason, notice_s, cut=reason)
 
     def emptied(self, replica: SimReplica) -> None:
         """An attempt ended on it: a draining replica without work is gone."""
@@ -199,12 +225,17 @@ class SimFleet:
         """Boot stages follow each other; one that is cancelled in between (version) never gets ready."""
         version, now = replica.version, self.agenda.now
         if replica.stage_n == len(STAGES):
+            again_s = None if self.boot_faults is None else self.boot_faults.boot_fails(replica.pool.name)
+            if again_s is not None:
+                self._end(replica, "boot_failed")
+                self.agenda.at(now + again_s, COMPLETION, lambda _: self._order(replica.pool))
+                return
             self._serve(replica, now - replica.times["requested_s"])
             return
         if replica.stage_n == 1:
             replica.state = BOOTING
             self.emit(ReplicaBooting(replica.name, replica.pool.name, replica.pool.role, BOOTING))
-        seconds = replica.boot[replica.stage_n]
+        seconds = replica.boot[replica.stage_n] * (1.0 if self.boot_faults is None else self.boot_faults.boot_factor(replica.pool.name))
         replica.stage_n += 1
 
         def reached(_: Any) -> None:
@@ -219,7 +250,7 @@ class SimFleet:
         replica.times.setdefault("ready_s", self.agenda.now)
         self.emit(ReplicaReady(replica.name, pool.name, pool.role, pool.weight, pool.slots, pool.kv_tokens, boot_s))
 
-    def _retire(self, replica: SimReplica, reason: str, timeout_s: float) -> None:
+    def _retire(self, replica: SimReplica, reason: str, timeout_s: float, cut: str = "drain_timeout") -> None:
         if replica.state in (DRAINING, GONE):
             return
         replica.version += 1
@@ -231,11 +262,11 @@ class SimFleet:
         replica.times["draining_s"] = now
         self.emit(ReplicaGone(replica.name, reason, now + timeout_s))
 
-        def cut(_: Any) -> None:
+        def late(_: Any) -> None:
             if replica.version == version and replica.state == DRAINING:
-                self._end(replica, "drain_timeout")
+                self._end(replica, cut)
 
-        self.agenda.at(now + timeout_s, COMPLETION, cut)
+        self.agenda.at(now + timeout_s, COMPLETION, late)
 
     def _end(self, replica: SimReplica, reason: str) -> None:
         """Gone for good; what still ran is ended by Control from the one event."""

@@ -8,6 +8,7 @@ from typing import Any
 from windtunnel.events import Event, Scrape, Scraped
 from windtunnel.policy.control import Control
 from windtunnel.sim.agenda import ARRIVAL, Agenda
+from windtunnel.sim.faults import Faults
 from windtunnel.sim.fleet import READY, SimFleet, SimReplica
 
 SAMPLE = ARRIVAL + 2  # after everything else of that time
@@ -56,17 +57,27 @@ class Sampler:
                 if state.kv_used_fraction is not None:
                     sample(now, "kv_used_fraction", replica.name, state.kv_used_fraction)
 
-    def scrape_all(self, deliver: Callable[[Event], None]) -> None:
-        """Deliver `Scraped` of every ready replica, each pool at its own interval."""
+    def scrape_all(self, deliver: Callable[[Event], None], faults: Faults | None = None) -> None:
+        """Deliver `Scraped` of every ready replica, each pool at its own interval; faults may change, delay or lose it."""
         for pool in self.fleet.config.pools.values():
-            self._scrape_pool(pool.name, pool.scrape_interval_s, deliver)
+            self._scrape_pool(pool.name, pool.scrape_interval_s, deliver, faults if faults is not None and faults.metrics else None)
 
-    def _scrape_pool(self, pool: str, interval_s: float, deliver: Callable[[Event], None]) -> None:
+    def _scrape_pool(self, pool: str, interval_s: float, deliver: Callable[[Event], None], faults: Faults | None) -> None:
+        def send(replica: str, scrape: Scrape) -> None:
+            said = (scrape, 0.0) if faults is None else faults.scrape(replica, scrape)
+            if said is None:
+                return
+            event, late_s = Scraped(replica, said[0]), said[1]
+            if late_s:
+                self.agenda.at(self.agenda.now + late_s, ARRIVAL, lambda _: deliver(event))
+            else:
+                deliver(event)
+
         def scrape(_: Any) -> None:
             now = self.agenda.now
             for replica in list(self.fleet.replicas.values()):
                 if replica.pool.name == pool and replica.state == READY:
-                    deliver(Scraped(replica.name, scrape_of(replica, now)))
+                    send(replica.name, scrape_of(replica, now))
             self.agenda.at(now + interval_s, ARRIVAL, scrape)
 
         self.agenda.at(self.agenda.now + interval_s, ARRIVAL, scrape)

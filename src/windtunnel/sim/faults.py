@@ -1,0 +1,248 @@
+"""Faults as data: what breaks, when, where and for how long. Overlaps compose; every start and end is a note of the run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+import numpy as np
+
+from windtunnel.effects import Note
+from windtunnel.errors import ConfigValueError
+from windtunnel.policy.param import Param, check_number
+from windtunnel.sim.agenda import COMPLETION, STEP_START, Agenda
+from windtunnel.sim.engine import EngineConfig, SimEngine
+from windtunnel.sim.fleet import READY, SimFleet, SimReplica
+from windtunnel.sources.seeding import generator
+
+Kind = Literal["crash", "spot", "slow", "pause", "boot_slow", "boot_fail", "errors", "metrics_delay", "metrics_drop", "metrics_freeze"]
+KINDS = ("crash", "spot", "slow", "pause", "boot_slow", "boot_fail", "errors", "metrics_delay", "metrics_drop", "metrics_freeze")
+INSTANT = ("crash", "spot")
+RETRY_S, RETRY_MAX_S = 30.0, 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One fault. When: `at_s`, or again and again `every_s`, or at random `rate_per_h`; it lasts `for_s` (None: for good).
+
+    Where: `pool` ("": all) and, of its ready replicas, ordinals in `replicas`, a `fraction`, or `count` at random; none given: all of them.
+    """
+
+    kind: Annotated[Kind, Param(choices=KINDS, label="kind", help="what breaks")]
+    at_s: Annotated[float | None, Param(0, 86400, 1, "s", "at", "when it happens")] = None
+    every_s: Annotated[float | None, Param(1, 86400, 1, "s", "every", "it comes back after so long")] = None
+    rate_per_h: Annotated[float | None, Param(0, 3600, 0.1, "1/h", "rate", "it comes at random, so often")] = None
+    for_s: Annotated[float | None, Param(0, 86400, 1, "s", "for", "how long it lasts; left out: for good")] = None
+    pool: Annotated[str, Param(label="pool", help="where; left out: every pool")] = ""
+    replicas: tuple[int, ...] = ()
+    fraction: Annotated[float | None, Param(0, 1, 0.05, label="fraction", help="share of the ready replicas")] = None
+    count: Annotated[int | None, Param(1, 1000, 1, label="count", help="so many ready replicas at random")] = None
+    factor: Annotated[float, Param(0.1, 20, 0.1, label="factor", help="slow: step times; boot_slow: boot times")] = 2.0
+    p: Annotated[float, Param(0, 1, 0.01, label="p", help="errors, boot_fail, metrics_drop: how often")] = 1.0
+    status: Annotated[int, Param(400, 599, 1, label="status", help="errors: the HTTP status of the reply")] = 503
+    notice_s: Annotated[float, Param(0, 600, 1, "s", "notice", "spot: warning before the replica is taken")] = 120.0
+    unavailable_s: Annotated[float, Param(0, 86400, 1, "s", "unavailable", "spot: how long until another one can be had")] = 180.0
+    delay_s: Annotated[float, Param(0, 600, 0.5, "s", "delay", "metrics_delay: how late scrapes arrive")] = 5.0
+    restart: Annotated[bool, Param(label="restart", help="crash: the pool boots another one")] = True
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ConfigValueError("kind", f"expected one of {', '.join(KINDS)}, got {self.kind!r}")
+        if self.at_s is None and self.every_s is None and self.rate_per_h is None:
+            raise ConfigValueError("at_s", "a fault needs at_s, every_s or rate_per_h")
+        for name in ("at_s", "notice_s", "unavailable_s", "delay_s"):
+            if getattr(self, name) is not None:
+                check_number(name, getattr(self, name), lo=0.0)
+        for name in ("every_s", "rate_per_h", "for_s", "factor"):
+            if getattr(self, name) is not None:
+                check_number(name, getattr(self, name), above=0.0)
+        check_number("p", self.p, lo=0.0, hi=1.0)
+        check_number("status", self.status, lo=400, hi=599, whole=True)
+        if self.fraction is not None:
+            check_number("fraction", self.fraction, lo=0.0, hi=1.0)
+        if self.count is not None:
+            check_number("count", self.count, lo=1, whole=True)
+        for ordinal in self.replicas:
+            check_number("replicas", ordinal, lo=0, whole=True)
+
+    def times(self, rng: np.random.Generator) -> Iterator[float]:
+        """Run seconds at which it happens, ascending; endless for faults that come back."""
+        if self.every_s is None and self.rate_per_h is None:
+            yield float(self.at_s or 0.0)
+            return
+        at = float(self.at_s or 0.0) if self.every_s is not None else float(self.at_s or 0.0) + rng.exponential(3600.0 / (self.rate_per_h or 1.0))
+        while True:
+            yield at
+            at += self.every_s if self.every_s is not None else float(rng.exponential(3600.0 / (self.rate_per_h or 1.0)))
+
+
+@dataclass(slots=True)
+class _Marks:
+    """What is wrong with one replica or pool now: active faults by kind, in the order they came."""
+
+    active: dict[str, list[Fault]] = field(default_factory=dict)
+
+    def add(self, fault: Fault) -> None:
+        self.active.setdefault(fault.kind, []).append(fault)
+
+    def drop(self, fault: Fault) -> None:
+        mine = self.active.get(fault.kind, [])
+        if fault in mine:
+            mine.remove(fault)
+
+    def of(self, kind: str) -> list[Fault]:
+        return self.active.get(kind, [])
+
+
+class Faults:
+    """Carries faults out on a fleet. note(note): told of every start and end. until: nothing begins at or after it.
+
+    A target that is not there is noted (`fault_missed`) and nothing happens. Draws come from generators of their own, one per fault.
+    """
+
+    def __init__(self, faults: Sequence[Fault], fleet: SimFleet, agenda: Agenda, note: Callable[[Note], None], *, seed: int,
+                 replication: int = 0, until: float | None = None) -> None:
+        for n, fault in enumerate(faults):
+            if fault.pool and fault.pool not in fleet.config.pools:
+                raise ConfigValueError(f"faults.{n}.pool", f"no pool {fault.pool!r}; there are {', '.join(fleet.config.pools)}")
+            served_in_seconds = [p.name for p in fleet.config.pools.values() if not isinstance(p.engine, EngineConfig) and fault.pool in ("", p.name)]
+            if fault.kind == "pause" and served_in_seconds:
+                raise ConfigValueError(f"faults.{n}.kind", f"pool {served_in_seconds[0]!r} serves in seconds and has no steps to pause")
+        self._fleet, self._agenda, self._note, self._until = fleet, agenda, note, until
+        self._on: dict[str, _Marks] = {}  # by replica
+        self._pools: dict[str, _Marks] = {}
+        self._boot_fails: dict[str, int] = {}
+        self._frozen: dict[str, Any] = {}
+        self._sequence = 0
+        self._rngs = [generator(seed, f"fault/{n}", replication) for n in range(len(faults))]
+        self._dice = generator(seed, "fault/dice", replication)
+        fleet.boot_faults = self if any(f.kind.startswith("boot") for f in faults) else None
+        self.replies = any(f.kind == "errors" for f in faults)
+        self.metrics = any(f.kind.startswith("metrics") for f in faults)
+        for fault, rng in zip(faults, self._rngs):
+            self._next(fault, rng, fault.times(rng))
+
+    def _next(self, fault: Fault, rng: np.random.Generator, times: Iterator[float]) -> None:
+        at = next(times, None)
+        if at is None or (self._until is not None and at >= self._until):
+            return
+
+        def begin(_: Any) -> None:
+            self._begin(fault, rng)
+            self._next(fault, rng, times)
+
+        at = max(at, self._agenda.now)
+        self._agenda.at(at, COMPLETION if at > 0 else STEP_START, begin)  # at the start, after the first replicas serve
+
+    # -- begin and end ----------------------------------------------------------------------------------------------------------------
+
+    def _begin(self, fault: Fault, rng: np.random.Generator) -> None:
+        if fault.kind.startswith("boot"):
+            names = [fault.pool] if fault.pool else list(self._fleet.config.pools)
+            marks = [self._pools.setdefault(name, _Marks()) for name in names]
+            ids = tuple(names)
+        else:
+            targets = self._targets(fault, rng)
+            ids = tuple(r.name for r in targets)
+            if not targets:
+                self._tell("fault_missed", fault, ())
+                return
+            self._tell("fault_started", fault, ids)
+            if fault.kind in INSTANT:
+                for replica in targets:
+                    self._lose(fault, replica)
+                return
+            marks = [self._on.setdefault(name, _Marks()) for name in ids]
+        if fault.kind.startswith("boot"):
+            self._tell("fault_started", fault, ids)
+        for mark in marks:
+            mark.add(fault)
+        self._changed(fault.kind, ids)
+        if fault.for_s is not None:
+            self._agenda.at(self._agenda.now + fault.for_s, COMPLETION, lambda _: self._end(fault, marks, ids))
+
+    def _end(self, fault: Fault, marks: Sequence[_Marks], ids: tuple[str, ...]) -> None:
+        for mark in marks:
+            mark.drop(fault)
+        self._tell("fault_ended", fault, ids)
+        self._changed(fault.kind, ids)
+
+    def _changed(self, kind: str, ids: Sequence[str]) -> None:
+        """Overlapping slow-downs multiply; a replica goes on when its last pause is over."""
+        for name in ids if kind in ("slow", "pause") else ():
+            replica = self._fleet.replicas.get(name)
+            if replica is None or replica.state != READY:
+                continue
+            active, engine = self._on[name].of(kind), replica.engine
+            if kind == "slow":
+                factor = 1.0
+                for fault in active:
+                    factor *= fault.factor
+                engine.set_speed(factor)
+            elif isinstance(engine, SimEngine):
+                engine.pause() if active else engine.resume()
+
+    def _targets(self, fault: Fault, rng: np.random.Generator) -> list[SimReplica]:
+        ready = sorted((r for r in self._fleet.replicas.values() if r.state == READY and fault.pool in ("", r.pool.name)),
+                       key=lambda r: (r.pool.name, r.ordinal))
+        if fault.replicas:
+            return [r for r in ready if r.ordinal in fault.replicas]
+        n = fault.count if fault.count is not None else None if fault.fraction is None else int(fault.fraction * len(ready) + 0.5)
+        if n is None or n >= len(ready):
+            return ready
+        return [ready[i] for i in sorted(rng.choice(len(ready), n, replace=False).tolist())]
+
+    def _lose(self, fault: Fault, replica: SimReplica) -> None:
+        fleet, pool, agenda = self._fleet, replica.pool, self._agenda
+        if fault.kind == "crash":
+            fleet.lose(replica, "crash")
+            if fault.restart:
+                fleet.order(pool)
+            return
+        fleet.take(replica, "spot", fault.notice_s)
+        agenda.at(agenda.now + fault.notice_s + fault.unavailable_s, COMPLETION, lambda _: fleet.order(pool))
+
+    def _tell(self, kind: str, fault: Fault, ids: tuple[str, ...]) -> None:
+        self._sequence += 1
+        self._note(Note(kind, "fleet", self._sequence, ids, fault.kind, {"pool": fault.pool, "at_s": self._agenda.now, "for_s": fault.for_s}))
+
+    # -- what others ask ----------------------------------------------------------------------------------------------------------------
+
+    def refuses(self, replica: str) -> int | None:
+        """The HTTP status with which this replica fails a new attempt now; None: it takes it."""
+        mark = self._on.get(replica)
+        for fault in mark.of("errors") if mark is not None else ():
+            if fault.p >= 1.0 or self._dice.random() < fault.p:
+                return fault.status
+        return None
+
+    def boot_factor(self, pool: str) -> float:
+        """By how much longer boots take now."""
+        factor = 1.0
+        for fault in self._pools[pool].of("boot_slow") if pool in self._pools else ():
+            factor *= fault.factor
+        return factor
+
+    def boot_fails(self, pool: str) -> float | None:
+        """Does the boot that ends now fail? Then after how many seconds the pool asks again: 30, doubling to 300."""
+        mark = self._pools.get(pool)
+        failed = mark is not None and any(f.p >= 1.0 or self._dice.random() < f.p for f in mark.of("boot_fail"))
+        if not failed:
+            self._boot_fails.pop(pool, None)
+            return None
+        n = self._boot_fails[pool] = self._boot_fails.get(pool, 0) + 1
+        return min(RETRY_MAX_S, RETRY_S * 2.0 ** (n - 1))
+
+    def scrape(self, replica: str, scrape: Any) -> tuple[Any, float] | None:
+        """(what the metrics page says, how late it arrives), or None if nobody hears of it."""
+        mark = self._on.get(replica)
+        if mark is None:
+            return scrape, 0.0
+        if any(f.p >= 1.0 or self._dice.random() < f.p for f in mark.of("metrics_drop")):
+            return None
+        if mark.of("metrics_freeze"):
+            scrape = self._frozen.setdefault(replica, scrape)
+        else:
+            self._frozen.pop(replica, None)
+        return scrape, max((f.delay_s for f in mark.of("metrics_delay")), default=0.0)
