@@ -1,0 +1,88 @@
+"""Each scenario of the library shows what it says: the phenomenon appears, and it goes when the cause or the remedy says so."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+
+from windtunnel.lab.fairness import jain, service_curves
+from windtunnel.lab.run import Run
+from windtunnel.lab.scenario import Scenario
+
+
+def fly(name: str, variant: str | None = None, **changes: object) -> Run:
+    scenario = Scenario.load(name).with_(changes) if changes else Scenario.load(name)
+    return (scenario.variant(variant) if variant else scenario).run()
+
+
+def good_rps(run: Run, minute: int) -> float:
+    """Requests that ended within 8 s in that minute, per second."""
+    rows = run.requests
+    mine = rows[(rows.outcome == "success") & (rows.e2e_s <= 8) & (rows.ended_s >= 60 * minute) & (rows.ended_s < 60 * minute + 60)]
+    return len(mine) / 60
+
+
+def test_retry_storm_stays_down_without_protection_and_recovers_with_it() -> None:
+    plain, patient, protected = fly("retry-storm"), fly("retry-storm", "no_retries"), fly("retry-storm", "protected")
+    assert good_rps(plain, 3) > 7.0, "before the burst all is well"
+    assert [good_rps(plain, m) for m in (8, 12, 15, 18)] == [0, 0, 0, 0], "ten minutes after the burst, nothing"
+    assert good_rps(patient, 8) < 1.0 and good_rps(patient, 18) >= 7.3, "without retries it comes back by itself, late"
+    assert min(good_rps(protected, m) for m in range(7, 19)) >= 6.0, "dropping what nobody waits for, with a retry budget"
+    for run in (plain, patient, protected):
+        assert run.requests.request_id.is_unique and run.requests.outcome.notna().all()
+
+
+def test_retry_storm_newest_first_serves_throughout() -> None:
+    run = fly("retry-storm", "lifo")
+    assert min(good_rps(run, m) for m in range(8, 19)) >= 5.0
+
+
+def test_straggler_round_robin_diverges_and_others_notice() -> None:
+    mean, share = {}, {}
+    for name in (None, "power_of_two", "least_outstanding", "healthy"):
+        rows = fly("straggler", name).requests
+        rows = rows[rows.arrived_s > 100]
+        mean[name], share[name] = rows.e2e_s.mean(), (rows.replica == "chat-3").mean()
+    assert mean[None] > 15 and share[None] == pytest.approx(0.25, abs=0.005)
+    assert 1.9 < mean["power_of_two"] < 2.6 and 1.6 < mean["least_outstanding"] < 2.0
+    assert share["least_outstanding"] < 0.2 and mean["healthy"] < 2.0
+
+
+def test_spot_loss_follows_the_arithmetic_of_rates() -> None:
+    cut, told, again = fly("spot-loss"), fly("spot-loss", "with_notice"), fly("spot-loss", "redispatch")
+    waiting = cut.series[cut.series.name == "waiting"]
+    assert waiting.value.max() == pytest.approx(180, abs=3), "one request a second too many for 180 s"
+    drained = waiting[(waiting.t_s > 480) & (waiting.value <= 0)].t_s.min()
+    assert drained - 480 == pytest.approx(90, abs=3), "worked off at two a second"
+    assert (cut.requests.outcome == "provider_failure").sum() in (1, 2, 3)
+    assert (told.requests.outcome == "success").all() and (again.requests.outcome == "success").all()
+
+
+def test_tenant_flood_starves_the_small_tenant_unless_shared_fairly() -> None:
+    waits = {}
+    for name in (None, "fair", "vtc", "quota"):
+        rows = fly("tenant-flood", name, duration_s=60).requests
+        small = rows[(rows.tenant == "small") & (rows.arrived_s > 20)]
+        waits[name] = (small.first_token_s - small.arrived_s).mean()
+    assert waits[None] > 10 and max(waits["fair"], waits["vtc"], waits["quota"]) < 0.5
+
+
+def test_token_fairness_needs_tokens_to_be_counted() -> None:
+    index = {}
+    for name in (None, "fair", "vtc"):
+        curves = service_curves(fly("token-fairness", name, duration_s=60).requests, [5.0, 60.0])
+        index[name] = jain((curves.iloc[1] - curves.iloc[0]).tolist())
+    assert index["vtc"] > 0.99 > 0.9 > index[None] > index["fair"]
+
+
+def test_overload_is_tamed_by_adaptive_admission() -> None:
+    good = {name: fly("overload", name).summary().to_dict()["good_fraction"] for name in ("unprotected", None)}
+    assert good["unprotected"] < 0.5 < 0.8 < good[None]
+
+
+def test_every_scenario_opens_with_a_question() -> None:
+    from windtunnel.lab.locate import bundled
+
+    found = {name: Scenario.load(path) for name, path in bundled().items()}
+    assert {"retry-storm", "straggler", "spot-loss", "tenant-flood", "token-fairness", "overload", "data-pipeline"} <= set(found)
+    assert all(s.question.endswith("?") for s in found.values()), pd.Series({n: s.question for n, s in found.items()})
