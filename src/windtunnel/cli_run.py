@@ -5,12 +5,14 @@ from __future__ import annotations
 import signal
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from windtunnel.cli import INTERRUPTED, TERMINATED, Answer, app, options, say
+from windtunnel.errors import ConfigError
 
 if TYPE_CHECKING:
     from windtunnel.lab.run import Run
@@ -21,12 +23,13 @@ Level = Literal["requests", "decisions", "full"]
 Sets = Annotated[tuple[str, ...], Parameter(name="--set", help="Override path=value; repeatable, left to right.", show_default=False)]
 SLICE_S = 0.25
 LINE_EVERY_S = 30.0
+MISSED = 1  # exit code of an expectation that did not hold
 
 
 @app.command
 def run(scenario: str, /, *, set_: Sets = (), variant: str | None = None, seed: int | None = None, replication: int = 0,
-        record: Level | None = None, out: Path | None = None, report: Path | None = None, check: bool = False, overwrite: bool = False,
-        allow_imports: bool = False) -> Answer:
+        record: Level | None = None, out: Path | None = None, report: Path | None = None, check: bool = False, conserve: bool = False,
+        overwrite: bool = False, allow_imports: bool = False) -> Answer:
     """Simulate a scenario and print what came of it.
 
     Example: `windtunnel run azure-chat --set duration_s=30 --seed 7`
@@ -39,12 +42,15 @@ def run(scenario: str, /, *, set_: Sets = (), variant: str | None = None, seed: 
         record: What is kept: requests, decisions or full.
         out: Directory that the run is saved to.
         report: HTML file that a report is written to.
-        check: Assert conservation of requests after every event.
+        check: Evaluate the scenario's `expect` and exit with 1 if one of it is missed.
+        conserve: Assert conservation of requests after every event.
         overwrite: Replace a run that is already in --out.
         allow_imports: Let `kind: pkg.mod:Class` import code.
     """
     chosen = load(scenario, set_, variant, allow_imports)
-    flight = chosen.start(seed=seed, replication=replication, record=record, check=check)
+    if check and not chosen.expect:
+        raise ConfigError(f"{chosen.name} expects nothing that --check could evaluate", hint="write expect: in the scenario")
+    flight = chosen.start(seed=seed, replication=replication, record=record, check=conserve)
     stopped = fly(flight, chosen.duration_s)
     made = flight.result()
     result = run_dict(made)
@@ -54,7 +60,13 @@ def run(scenario: str, /, *, set_: Sets = (), variant: str | None = None, seed: 
         result["report"] = str(made.report(report))
     if stopped:
         return Answer(result, f"{made!r}\ninterrupted: the run is incomplete", stopped)
-    return Answer(result, repr(made))
+    if not check:
+        return Answer(result, repr(made))
+    from windtunnel.lab.expect import check_expectations, expectation_table
+
+    checked = check_expectations(made, chosen.expect)
+    result["expect"] = [asdict(c) for c in checked]
+    return Answer(result, f"{made!r}\n\n{expectation_table(checked)}", 0 if all(c.holds for c in checked) else MISSED)
 
 
 @app.command
@@ -71,7 +83,6 @@ def compare(*runs: str, set_: Sets = (), replications: int = 1, seed: int | None
         out: Directory that the first run of each side is saved under.
         report: HTML file with the table and the figures of both sides.
     """
-    from windtunnel.errors import ConfigError
     from windtunnel.lab.compare import compare as compared
 
     if not runs:

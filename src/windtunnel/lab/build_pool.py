@@ -35,7 +35,8 @@ def build_pool(name: str, spec: PoolSpec, base: Path) -> Pool:
     return Pool(
         name=name, model=spec.model, gpu=spec.gpu, engine=engine, step_model=step_model, replicas=spec.replicas, min=spec.min, max=spec.max,
         tp=spec.tp, role=spec.role, startup=_startup(spec.startup, arch, dtype, spec.tp, base), gpus_per_replica=spec.tp,
-        price_usd_per_hour=price, weight=spec.weight, scrape_interval_s=spec.scrape.interval_s, drain_timeout_s=spec.drain_timeout_s,
+        price_usd_per_hour=price, power_w=card.power_w, idle_w=card.idle_w, weight=spec.weight, scrape_interval_s=spec.scrape.interval_s,
+        drain_timeout_s=spec.drain_timeout_s,
         provenance=f"{_provenance(spec, step_model)} | kv_capacity {_capacity(spec, measured)}")
 
 

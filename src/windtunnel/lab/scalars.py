@@ -22,9 +22,9 @@ PARTIAL = (*COUNTS, "offered_rps", "success_fraction", "rejected_fraction", "tim
            "goodput_rps", "request_rps", "input_tps", "output_tps", "total_tps", "wasted_tokens", "prefix_hit_rate", "prefix_hit_n",
            "retries_per_request", "lag_p99_s")
 WHOLE = ("window_s", "makespan_s", "in_flight.avg", "in_flight.max", "waiting.avg", "waiting.max", "kv_used_fraction.avg",
-         "kv_used_fraction.max", "utilisation", "jain", "service_gap_max", "gpu_hours", "usd", "usd_per_hour", "kwh", "usd_per_1k_good",
-         "usd_per_mtok", "good_rps_per_usd_hour", "perfect_gpu_hours", "regret_gpu_hours", "decision_count", "scale_reversals",
-         "per_step_share")
+         "kv_used_fraction.max", "utilisation", "jain", "service_gap_max", "gpu_hours", "usd", "usd_per_hour", "kwh", "j_per_output_token",
+         "usd_per_1k_good", "usd_per_mtok", "good_rps_per_usd_hour", "perfect_gpu_hours", "regret_gpu_hours", "decision_count",
+         "scale_reversals", "per_step_share")
 NAMES = (*PARTIAL, *WHOLE)
 W_IN, W_OUT = 1.0, 2.0
 REVERSAL_S = 600.0
@@ -182,9 +182,12 @@ def _cost(run: Run, values: Mapping[str, Any]) -> dict[str, float | None]:
     per_hour = ratio(usd, hours)
     tokens = (values["total_tps"] or 0.0) * values["window_s"]
     thousand = ratio(usd, values["good"])
+    kwh = total("kwh")
+    joules = None if kwh is None else kwh * 3.6e6
     return {
         "utilisation": ratio(busy, served), "gpu_hours": None if seconds is None else seconds / 3600.0, "usd": usd,
-        "usd_per_hour": per_hour, "kwh": total("kwh"), "usd_per_1k_good": None if thousand is None else thousand * 1000.0,
+        "usd_per_hour": per_hour, "kwh": kwh, "j_per_output_token": ratio(joules, total("output_tokens")),
+        "usd_per_1k_good": None if thousand is None else thousand * 1000.0,
         "usd_per_mtok": None if not tokens or usd is None else usd / tokens * 1e6,
         "good_rps_per_usd_hour": ratio(values["goodput_rps"], per_hour) if not _nan(values["goodput_rps"]) else None,
     }

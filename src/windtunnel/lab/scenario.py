@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
-from windtunnel.errors import ConfigError, ConfigValueError
+from windtunnel.errors import ConfigError, ConfigMetricError, ConfigValueError
 from windtunnel.lab import locate, overrides, registry
 from windtunnel.lab.control_spec import ControlSpec, preset_part
+from windtunnel.lab.expect import ExpectSpec
 from windtunnel.lab.fleet_spec import FleetSpec
 from windtunnel.lab.kinds import Spec, spec_of
 from windtunnel.lab.schema import schema_text
 from windtunnel.lab.sentences import close_hint, explain, one_or_all
 from windtunnel.lab.slo_spec import KnobSpec, SloSpec
 from windtunnel.lab.source_spec import SourceSpec, is_endless
+from windtunnel.lab.summary import names_of
 from windtunnel.lab.yamlfile import Document, dump_yaml
 from windtunnel.sim.faults import Fault
 
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
     from windtunnel.sources.source import Source
 
 FaultSpec = spec_of(Fault)
-NOT_IN_DIGEST = ("name", "question", "compare", "knobs", "record", "seed")
+NOT_IN_DIGEST = ("name", "question", "compare", "expect", "knobs", "record", "seed")
 
 
 class Scenario(Spec):
@@ -53,6 +55,7 @@ class Scenario(Spec):
     control: ControlSpec = ControlSpec()
     faults: tuple[FaultSpec, ...] = Field(default=(), description="What breaks, when, where and for how long.")  # type: ignore[valid-type]
     slo: SloSpec = SloSpec()
+    expect: tuple[ExpectSpec, ...] = Field(default=(), description="What a run should show; a variant may bring its own list.")
     compare: dict[str, dict[str, Any]] = Field(default={}, description="Named variants: dotted path to value.")
     knobs: tuple[str | KnobSpec, ...] = Field(default=(), description="Paths that a cockpit offers as controls.")
     _base: Path = PrivateAttr(default_factory=Path)
@@ -113,6 +116,13 @@ class Scenario(Spec):
     def _wrong_names(self, doc: Document) -> Iterator[ConfigError]:
         """Names that only other parts of the file, or the catalogues, can judge."""
         yield from self.fleet.wrong_names(doc)
+        for n, expected in enumerate(self.expect):
+            try:
+                expected.parse(names_of(self.slo.bounds()))
+            except ConfigMetricError as error:
+                error.where = doc.where(("expect", n))
+                error.message = f"expect.{n}.metric: {error.message}"
+                yield error
         for name, changes in self.compare.items():
             try:
                 overrides.check_paths(changes, f"compare.{name}")

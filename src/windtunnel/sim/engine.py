@@ -168,6 +168,8 @@ class SimEngine(Runs):
         """Count the k steps of the current run that had ended; the one under way is lost."""
         self.steps += k
         self.busy_s += self.agenda._now - self._t0
+        if self._chunks:
+            self.prefill_s += self.agenda._now - self._t0
         if self._alone or not k:
             return
         if self.pieces is not None:

@@ -51,6 +51,8 @@ class Pool:
     price_usd_per_hour: float | None = None
     spot: bool = False
     weight: float = 1.0
+    power_w: float | None = None
+    idle_w: float | None = None
     scrape_interval_s: float = 1.0
     drain_timeout_s: float = 120.0
     provenance: str = ""

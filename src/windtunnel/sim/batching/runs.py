@@ -30,7 +30,7 @@ class Runs(Timing):
 
     __slots__ = (
         "_A", "_B", "_admitted_D", "_agenda_queue", "_check", "_compose", "_due", "_eid", "_joins_after", "_on_finish", "_on_first",
-        "_run_end", "_start_pending", "_step_every", "_t0", "busy_s", "events", "steps",
+        "_run_end", "_start_pending", "_step_every", "_t0", "busy_s", "events", "prefill_s", "steps",
     )
 
     def __init__(self, name: str, config: EngineConfig, model: StepModel, agenda: Agenda, *, on_finish: Callable[[Attempt], None],
@@ -47,7 +47,7 @@ class Runs(Timing):
         self._start_pending = False
         self._admitted_D = -NO_LIMIT
         self.steps = self.events = 0
-        self.busy_s = 0.0
+        self.busy_s = self.prefill_s = 0.0  # seconds of steps; of those that carried prompt tokens
 
     def _start(self, _: object = None) -> None:
         """Compose the next step and launch as many like it as nothing can change in."""
@@ -187,6 +187,8 @@ class Runs(Timing):
         k, chunks = self._k, self._chunks
         self.steps += k
         self.busy_s += now - self._t0
+        if chunks:
+            self.prefill_s += now - self._t0
         if self._alone:
             self._alone = False
             if self.pieces is not None:
