@@ -38,6 +38,7 @@ bench: $(STAMP)
 	$(BIN)/python sims/bench/control.py
 	$(BIN)/python sims/bench/scheduling.py
 	$(BIN)/python sims/bench/admission.py
+	$(BIN)/python sims/bench/million.py
 	$(BIN)/python sims/bench/live.py
 
 bench-peers: $(STAMP)
