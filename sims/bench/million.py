@@ -54,7 +54,8 @@ def main() -> int:
         return 0
     tenth = 10 if args.quick else 1
     rows = [("10 k, one replica", 10_000, 1, 1.0, 1.0), ("100 k, one replica", 100_000 // tenth, 1, 1.0, 1.15),
-            ("1 M, one replica", 1_000_000 // tenth, 1, 1.0, 1.15), ("100 k, 64 replicas", 100_000 // tenth, 64, 1.0, 1.6), ("100 k, 256 replicas", 100_000 // tenth, 256, 1.0, 2.2),
+            ("1 M, one replica", 1_000_000 // tenth, 1, 1.0, 1.15), ("100 k, 64 replicas", 100_000 // tenth, 64, 1.0, 1.6),
+            ("100 k, 256 replicas", 100_000 // tenth, 256, 1.0, 2.2),
             ("100 k, one replica, overload", 100_000 // tenth, 1, 8.0, 1.5)]
     first, worst = None, 0.0
     for name, n, replicas, load, bar in rows:
