@@ -13,7 +13,7 @@ WindtunnelError                       .message .hint .where                     
 ├─ EngineError: EngineBusyError EngineStoppedError EngineUnavailableError          4
 ├─ PolicyError                        a policy broke its contract                  5
 │  ├─ PolicyClockError PolicyStaleViewError PolicyDeniedError ModelStepTimeError
-│  ├─ PlanContractError
+│  ├─ PlanContractError PluginRefusedError
 │  └─ PluginCallError: PluginTimeoutError PluginConnectionError PluginUnknownMethodError PluginSerializationError PluginRaisedError
 └─ ArmRefusedError                                                               6
 ```
@@ -246,6 +246,10 @@ class ModelStepTimeError(PolicyError):
 
 class PlanContractError(PolicyError, ValueError):
     """A value that planner and plugins exchange is not what the contract says; names the dotted path."""
+
+
+class PluginRefusedError(PolicyError):
+    """A planner plugin may not register; the message is the refusal's word and why."""
 
 
 class PluginCallError(PolicyError):
