@@ -288,9 +288,8 @@ class _Tick:
         entry.fails = 0
         self.answered.append(entry)
         breaker = entry.breaker
-        if breaker.failures or breaker.last != "closed":
-            if breaker.succeeded(self.now) is not None:
-                journal.add("circuit_closed", entry.plugin_id)
+        if (breaker.failures or breaker.last != "closed") and breaker.succeeded(self.now) is not None:
+            journal.add("circuit_closed", entry.plugin_id)
         if stage is not Stage.PREDICT:
             self._note_answer(entry, stage, response)  # type: ignore[arg-type]
         elif journal.on:
