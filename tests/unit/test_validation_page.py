@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from windtunnel.lab.validation import __main__ as command
-from windtunnel.lab.validation.check import Check, exact, within
+from windtunnel.lab.validation.check import Check, exact, shown, within
 from windtunnel.lab.validation.page import Page
 from windtunnel.lab.validation.sections import SECTIONS, Section
 
@@ -31,6 +31,11 @@ def test_SQ_54_markdown_and_html_say_the_same() -> None:
     assert "| FAIL | path | wait |" in text and "one \\| two" in text and text.count("## What is not validated") == 1
     assert "A &lt;b&gt;" in html and "what &amp; why" in html and "<b>\n" not in html and "class=miss" in html
     assert "2026-01-02" in text and "http" not in html  # nothing is loaded from elsewhere
+
+
+def test_rows_without_a_target_are_not_counted_as_passed() -> None:
+    text = page(GOOD, shown("A <b>", "roofline", "W", 1.0, 1.8, 3)).markdown()
+    assert "**1 of 1 checks passed.**" in text and "1 of 1 passed; 1 more rows without a target" in text and "| – | roofline |" in text
 
 
 def test_SQ_54_nothing_checked_is_said() -> None:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from windtunnel.lab.stats import Interval
 
+NO_TARGET = "no target"
+
 
 @dataclass(frozen=True, slots=True)
 class Check:
@@ -25,6 +27,11 @@ class Check:
     note: str = ""
 
     @property
+    def judged(self) -> bool:
+        """Has it a target? A row that is only there to compare with neither passes nor fails."""
+        return self.tolerance != NO_TARGET
+
+    @property
     def error(self) -> float:
         """Relative to the expected value; absolute if that is 0."""
         return (self.got - self.expected) / (abs(self.expected) or 1.0)
@@ -38,6 +45,11 @@ def exact(section: str, what: str, metric: str, worst: float, allowed: float, n:
 def within(section: str, what: str, metric: str, expected: float, got: float, rel: float, n: int, unit: str = "", note: str = "") -> Check:
     """A deterministic number, within a relative tolerance."""
     return Check(section, what, metric, expected, got, f"± {rel:g} relative", bool(abs(got - expected) <= rel * abs(expected)), n, unit, note=note)
+
+
+def shown(section: str, what: str, metric: str, expected: float, got: float, n: int, unit: str = "", note: str = "for comparison") -> Check:
+    """A number without a target."""
+    return Check(section, what, metric, expected, got, NO_TARGET, True, n, unit, note=note)
 
 
 def statistical(section: str, what: str, metric: str, expected: float, found: Interval, n: int, *, loose: bool, unit: str = "") -> Check:

@@ -38,8 +38,8 @@ class Page:
 
     @property
     def verdict(self) -> str:
-        passed = len(self.checks) - len(self.failed)
-        return f"{passed} of {len(self.checks)} checks passed" + (f", {len(self.failed)} failed" if self.failed else "")
+        judged = sum(c.judged for c in self.checks)
+        return f"{judged - len(self.failed)} of {judged} checks passed" + (f", {len(self.failed)} failed" if self.failed else "")
 
     def facts(self) -> list[str]:
         """Date, versions, machine, seeds."""
@@ -59,7 +59,7 @@ class Page:
                 "quantiles 2 %), and only if the half-width is at most 2.5 % (10 %). Exact checks allow 1e-9 s.", ""]
         for section in self.sections:
             mine = self._of(section)
-            out += [f"## {section.title}", "", section.about, "", f"{sum(c.passed for c in mine)} of {len(mine)} passed.", ""]
+            out += [f"## {section.title}", "", section.about, "", f"{_count(mine)}", ""]
             out += ["| " + " | ".join(HEAD) + " |", "|" + "---|" * len(HEAD)]
             out += ["| " + " | ".join(cell.replace("|", "\\|") for cell in _row(c)) + " |" for c in mine]
             out.append("")
@@ -73,7 +73,7 @@ class Page:
                f"{LEAD}</p><ul>", *(f"<li>{e(fact)}" for fact in self.facts()), "</ul>"]
         for section in self.sections:
             mine = self._of(section)
-            out.append(f"<h2>{e(section.title)}</h2><p>{e(section.about)}</p><p>{sum(c.passed for c in mine)} of {len(mine)} passed.</p>"
+            out.append(f"<h2>{e(section.title)}</h2><p>{e(section.about)}</p><p>{_count(mine)}</p>"
                        "<div class=scroll><table><tr>" + "".join(f"<th>{e(h)}" for h in HEAD))
             for c in mine:
                 out.append(f"<tr{'' if c.passed else ' class=miss'}>" + "".join(f"<td>{e(cell)}" for cell in _row(c)))
@@ -90,8 +90,15 @@ def _row(c: Check) -> tuple[str, ...]:
     half = "" if c.half_width is None else (f"{c.half_width / abs(c.expected):.2%}" if math.isfinite(c.half_width) and c.expected else "unknown")
     bound = not c.expected or c.tolerance[:1] in "≤>"
     error = "" if bound else f"{c.error:+.2%}" if abs(c.error) >= 5e-5 else (f"{c.error:.1e}" if c.error else "0")
-    return ("pass" if c.passed else "FAIL", c.what, c.metric, "" if bound else f"{c.expected:.7g}{unit}", f"{c.got:.7g}{unit}", error,
+    verdict = "–" if not c.judged else "pass" if c.passed else "FAIL"
+    return (verdict, c.what, c.metric, "" if bound else f"{c.expected:.7g}{unit}", f"{c.got:.7g}{unit}", error,
             half, c.tolerance, f"{c.n:,}", c.note)
+
+
+def _count(checks: Sequence[Check]) -> str:
+    judged = [c for c in checks if c.judged]
+    more = len(checks) - len(judged)
+    return f"{sum(c.passed for c in judged)} of {len(judged)} passed" + (f"; {more} more rows without a target, for comparison." if more else ".")
 
 
 def _version(name: str) -> str:

@@ -32,7 +32,7 @@ from windtunnel.sources.source import Source
 Floats = NDArray[np.float64]
 NEVER = float("nan")
 WIDTH = 7
-SAMPLE_S = 1e9  # no gauges: only the requests matter here
+SAMPLE_S = 1.0 + 5.0**0.5  # between two looks at the gauges; in no ratio with service times, so that equal ones do not lock in
 
 
 class Columns:
@@ -42,6 +42,8 @@ class Columns:
         self._open: dict[str, tuple[float, int, float]] = {}
         self.numbers = array("d")  # WIDTH a request: position in the source, arrived, started, ended, service, priority, done
         self.replicas: list[Mapping[str, Any]] = []
+        self.looks = 0
+        self.seen = {"waiting": 0.0, "in_flight": 0.0, "running": 0.0}
 
     def step(self, seq: int, now: float, event: ev.Event, effects: Sequence[fx.Effect], verdicts: Any = None) -> None:
         if type(event) is ev.Arrived:
@@ -61,7 +63,9 @@ class Columns:
         """The driver raises it."""
 
     def sample(self, now: float, name: str, key: str, value: float) -> None:
-        """Not wanted."""
+        if name in self.seen:
+            self.seen[name] += value
+        self.looks += name == "waiting"
 
     def note(self, now: float, note: Any) -> None:
         """Not kept."""
@@ -73,14 +77,15 @@ class Columns:
         """What was kept, as arrays."""
         ids, arrived, started, ended, service, priority, done = np.frombuffer(self.numbers).reshape(-1, WIDTH).T.copy()
         return Flown(ids.astype(np.int64), arrived, ended, started - arrived, ended - arrived, service, priority.astype(np.int64),
-                     done.astype(bool), self.replicas)
+                     done.astype(bool), self.replicas, {name: total / max(1, self.looks) for name, total in self.seen.items()})
 
 
 @dataclass(slots=True)
 class Flown:
     """A run as arrays in order of ends. wait_s: arrival to start; sojourn_s: arrival to end; done: served to the end.
 
-    ids: position of each request in its source (the number behind the last dash).
+    ids: position of each request in its source (the number behind the last dash). gauges: means over the run of what the control says waits and
+    is in flight, and of what the engines say runs, looked at from outside every SAMPLE_S.
     """
 
     ids: NDArray[np.int64]
@@ -92,11 +97,12 @@ class Flown:
     priority: NDArray[np.int64]
     done: NDArray[np.bool_]
     replicas: list[Mapping[str, Any]] = field(default_factory=list)
+    gauges: Mapping[str, float] = field(default_factory=dict)
 
     def in_order_of_arrival(self) -> Flown:
         order = np.lexsort((self.ids, self.arrived_s))
         return Flown(self.ids[order], self.arrived_s[order], self.ended_s[order], self.wait_s[order], self.sojourn_s[order],
-                     self.service_s[order], self.priority[order], self.done[order], self.replicas)
+                     self.service_s[order], self.priority[order], self.done[order], self.replicas, self.gauges)
 
 
 def fly(source: Source, engine: ServiceConfig | EngineConfig, *, replicas: int = 1, limit: int | None = None, router: Router | None = None,
