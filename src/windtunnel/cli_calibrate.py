@@ -28,7 +28,7 @@ def calibrate(*, engine: Engine, url: str, model: str = "", slots: int | None = 
         slots: Calls it runs at once; left out: what it says, else 4.
         budget_s: About how long to measure (s); a longer time means more rounds and steadier medians.
         seed: Of prompts and arrivals.
-        out: File for the profile: the keys `profile` and `engine` of a pool in a scenario.
+        out: File for the profile; a pool names it: profile: {kind: measured, path: FILE}.
     """
     from windtunnel.lab.calibrate.running import calibrate as measure
 

@@ -102,3 +102,29 @@ def test_a_profile_is_written_where_asked(tmp_path: Path) -> None:
     table = errors(TRUE, [as_if_measured(Cell(1, 64, 32))])
     path = Calibration(TRUE, table, medians(table), 1.0, 1).write(tmp_path / "a" / "b.yaml")
     assert "policy: slots" in path.read_text() and "n_ctx: 8192" in path.read_text()
+
+
+def test_SC_1_a_scenario_names_the_profile_that_was_written(tmp_path: Path) -> None:
+    from windtunnel.errors import ConfigFileError
+    from windtunnel.lab.calibrate.running import Calibration
+    from windtunnel.lab.scenario import Scenario
+
+    table = errors(TRUE, [as_if_measured(Cell(1, 64, 32))])
+    Calibration(TRUE, table, medians(table), 1.0, 1).write(tmp_path / "mine.yaml")
+    text = """
+windtunnel: 1
+name: mine
+fleet: {pools: {chat: {model: Llama-3.1-8B, gpu: h100_sxm, profile: {kind: measured, path: mine.yaml}}}}
+source: {kind: arrivals, rate_rps: 0.1, count: 3, input_tokens: 64, output_tokens: 32}
+"""
+    (tmp_path / "s.yaml").write_text(text)
+    run = Scenario.load(tmp_path / "s.yaml").run()
+    said = simulate(TRUE, Measured(Cell(1, 64, 32)))
+    assert run.requests.ttft_s.median() == pytest.approx(said["ttft_s"], rel=1e-3)
+    assert run.requests.tpot_s.median() == pytest.approx(said["tpot_s"], rel=1e-3)
+    (tmp_path / "mine.yaml").write_text("profile: {}")
+    with pytest.raises(ConfigFileError, match=r"mine\.yaml"):
+        Scenario.load(tmp_path / "s.yaml").run()
+    (tmp_path / "mine.yaml").unlink()
+    with pytest.raises(ConfigFileError, match="cannot read"):
+        Scenario.load(tmp_path / "s.yaml").run()

@@ -6,10 +6,23 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from windtunnel.errors import ConfigInfeasibleError
+import yaml
+
+from windtunnel.errors import ConfigFileError, ConfigInfeasibleError
 from windtunnel.lab.calibrate.profile import Profile, load_profile
 from windtunnel.lab.dist_spec import build_dist
-from windtunnel.lab.fleet_spec import STARTUPS, CalibratedSpec, OperatorsSpec, PoolSpec, RooflineSpec, StartupSpec, VidurSpec
+from windtunnel.lab.fleet_spec import (
+    STARTUPS,
+    CalibratedSpec,
+    EngineSpec,
+    MeasuredSpec,
+    OperatorsSpec,
+    PoolSpec,
+    RooflineSpec,
+    StartupSpec,
+    TableSpec,
+    VidurSpec,
+)
 from windtunnel.sim.capacity import kv_blocks, refuse_infeasible
 from windtunnel.sim.catalog import BYTES, Architecture, Gpu, gpu, model
 from windtunnel.sim.engine import EngineConfig, HostCosts
@@ -25,6 +38,7 @@ from windtunnel.sim.stepmodels.vidur import VidurRoofline
 
 def build_pool(name: str, spec: PoolSpec, base: Path) -> Pool:
     """The pool; ConfigInfeasibleError, with the sum, if the model does not fit."""
+    spec = _as_measured(spec, base)
     arch, card = model(spec.model), gpu(spec.gpu)
     measured = _measured(spec, base)
     dtype, kv_dtype = _dtypes(spec, measured)
@@ -38,6 +52,24 @@ def build_pool(name: str, spec: PoolSpec, base: Path) -> Pool:
         price_usd_per_hour=price, power_w=card.power_w, idle_w=card.idle_w, weight=spec.weight, scrape_interval_s=spec.scrape.interval_s,
         drain_timeout_s=spec.drain_timeout_s,
         provenance=f"{_provenance(spec, step_model)} | kv_capacity {_capacity(spec, measured)}")
+
+
+def _as_measured(spec: PoolSpec, base: Path) -> PoolSpec:
+    """The pool with the step times of a measured engine, and with its settings where the scenario gives none of its own."""
+    given: Any = spec.profile
+    if not isinstance(given, MeasuredSpec):
+        return spec
+    path = base / given.path
+    try:
+        found = yaml.safe_load(path.read_text("utf-8"))
+        profile = TableSpec(**found["profile"])
+        engine = EngineSpec(**{**found.get("engine", {}), **spec.engine.model_dump(exclude_unset=True)})  # type: ignore[attr-defined]
+    except OSError as error:
+        raise ConfigFileError(f"cannot read the measured profile: {error.strerror}", where=str(path)) from error
+    except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        hint = "it is written by: windtunnel calibrate --out FILE"
+        raise ConfigFileError(f"not a measured profile: {' '.join(str(error).split())[:200]}", where=str(path), hint=hint) from error
+    return spec.model_copy(update={"profile": profile, "engine": engine})
 
 
 def _measured(spec: PoolSpec, base: Path) -> Profile | None:

@@ -73,11 +73,18 @@ class CalibratedSpec(Spec):
     on_extrapolation: Literal["warn", "error"] = "warn"
 
 
+class MeasuredSpec(Spec):
+    """What `windtunnel calibrate` wrote of a running engine: its step times, and its engine settings where the scenario has none."""
+
+    kind: Literal["measured"]
+    path: str = Field(description="The YAML file, beside the scenario.")
+
+
 AffineSpec = spec_of(Affine, "affine", skip=("provenance",))
 TableSpec = spec_of(Table, "table", skip=("provenance",))
 TwoRegimeSpec = spec_of(TwoRegime, "two_regime", skip=("provenance",))
 ProfileSpec = Annotated[
-    RooflineSpec | AffineSpec | TableSpec | VidurSpec | OperatorsSpec | CalibratedSpec | TwoRegimeSpec, Field(discriminator="kind")]  # type: ignore[valid-type]
+    RooflineSpec | AffineSpec | TableSpec | VidurSpec | OperatorsSpec | CalibratedSpec | MeasuredSpec | TwoRegimeSpec, Field(discriminator="kind")]  # type: ignore[valid-type]
 
 
 class StartupSpec(Spec):
