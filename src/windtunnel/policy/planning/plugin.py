@@ -75,8 +75,18 @@ class Registration:
 
 
 @dataclass(frozen=True, slots=True)
+class CallModel:
+    """How a simulated world models the call of a plugin elsewhere: delay_s until its answer, share of calls that fail, and how."""
+
+    delay_s: float = 0.0
+    failure_rate: float = 0.0
+    error: str = "connection"
+
+
+@dataclass(frozen=True, slots=True)
 class Attached:
-    """A registration and what answers it: a PlannerPlugin in process, or a client of the driver."""
+    """A registration and what answers it: a PlannerPlugin in process, or a client of the driver. call: how to simulate the call."""
 
     registration: Registration
     plugin: Any
+    call: CallModel | None = None
