@@ -20,6 +20,7 @@ from windtunnel.policy.lane import Lane
 from windtunnel.policy.param import BuildContext, PoolFacts
 from windtunnel.policy.queueing.fair import Queue
 from windtunnel.policy.routing.fleet import Fleet
+from windtunnel.sim.faults import Fault, surges_of
 from windtunnel.sim.fleet import FleetConfig
 from windtunnel.sources.seeding import PolicyRng
 from windtunnel.sources.source import Source
@@ -132,9 +133,13 @@ def build_fleet(spec: Any, base: Path) -> FleetConfig:
 
 
 def build_source(spec: Any, base: Path, seed: int, *, replication: int = 0, duration_s: float | None = None, model: str = "",
-                 live: bool = False) -> Source:
-    """A fresh source. duration_s: no arrivals at or after it; model: what requests without one ask for; live: with prompt texts."""
+                 live: bool = False, faults: Sequence[Fault] = ()) -> Source:
+    """A fresh source. duration_s: no arrivals at or after it; model: what requests without one ask for; live: with prompt texts.
+
+    faults: of these, `load` multiplies or thins the arrivals.
+    """
     from windtunnel.lab.build_source import Setting, source_of
 
-    return source_of(spec, Setting(base, seed, replication, duration_s, model, live))
+    surges = surges_of(faults, seed=seed, replication=replication, until_s=duration_s)
+    return source_of(spec, Setting(base, seed, replication, duration_s, model, live, tuple(surges)))
 

@@ -27,6 +27,7 @@ from windtunnel.sim.capacity import kv_blocks, refuse_infeasible
 from windtunnel.sim.catalog import BYTES, Architecture, Gpu, gpu, model
 from windtunnel.sim.engine import EngineConfig, HostCosts
 from windtunnel.sim.fleet import Pool, Startup
+from windtunnel.sim.scrape import ScrapeModel
 from windtunnel.sim.stepmodels.model import StepModel
 from windtunnel.sim.stepmodels.operators import Operators
 from windtunnel.sim.stepmodels.roofline import Roofline
@@ -49,7 +50,7 @@ def build_pool(name: str, spec: PoolSpec, base: Path) -> Pool:
     return Pool(
         name=name, model=spec.model, gpu=spec.gpu, engine=engine, step_model=step_model, replicas=spec.replicas, min=spec.min, max=spec.max,
         tp=spec.tp, role=spec.role, startup=_startup(spec.startup, arch, dtype, spec.tp, base), gpus_per_replica=spec.tp,
-        price_usd_per_hour=price, power_w=card.power_w, idle_w=card.idle_w, weight=spec.weight, scrape_interval_s=spec.scrape.interval_s,
+        price_usd_per_hour=price, power_w=card.power_w, idle_w=card.idle_w, weight=spec.weight, scrape=_scrape(spec, base),
         drain_timeout_s=spec.drain_timeout_s,
         provenance=f"{_provenance(spec, step_model)} | kv_capacity {_capacity(spec, measured)}")
 
@@ -158,6 +159,12 @@ def _startup(spec: StartupSpec, arch: Architecture, dtype: str, tp: int, base: P
         if given is not None:
             stages[stage] = float(given) if isinstance(given, float) else build_dist(given, base, f"startup.{stage}")
     return Startup(**stages)
+
+
+def _scrape(spec: PoolSpec, base: Path) -> ScrapeModel:
+    given = spec.scrape
+    delay = float(given.delay_s) if isinstance(given.delay_s, float) else build_dist(given.delay_s, base, "scrape.delay_s")
+    return ScrapeModel(given.interval_s, given.phase, delay, given.drop_p, given.fields)
 
 
 def mean_boot_s(startup: Startup) -> float:

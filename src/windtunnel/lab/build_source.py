@@ -10,6 +10,7 @@ from typing import Any
 from numpy.random import Generator
 
 from windtunnel.effects import Close, Reject
+from windtunnel.errors import ConfigValueError
 from windtunnel.events import Event, Request
 from windtunnel.lab import locate
 from windtunnel.lab.client_spec import build_clients
@@ -20,6 +21,7 @@ from windtunnel.sources.arrivals import ArrivalSource
 from windtunnel.sources.mix import Mix
 from windtunnel.sources.seeding import generator
 from windtunnel.sources.source import Ask, Source
+from windtunnel.sources.surge import Surge, Surges
 from windtunnel.sources.trace import TraceSource
 from windtunnel.sources.traces.open import open_trace
 from windtunnel.sources.traces.prompts import Prompts
@@ -35,15 +37,24 @@ class Setting:
     duration_s: float | None = None
     model: str = ""
     live: bool = False
+    surges: tuple[Surge, ...] = ()
 
 
 def source_of(spec: Any, setting: Setting) -> Source:
     """A fresh source that ends at the setting's duration."""
     if isinstance(spec, MixSpec):
         return _with_clients(spec, Mix([source_of(s, setting) for s in spec.sources]), setting)
+    if isinstance(spec, PipelineSpec) and setting.surges:
+        raise ConfigValueError("faults", "a load fault needs arrivals at their own times; a pipeline makes its own")
     if isinstance(spec, PipelineSpec):  # it gives up what is left by itself, and must be told of the ends until then
         return spec.build(setting.base, seed=setting.seed, replication=setting.replication, stop_at_s=setting.duration_s, live=setting.live)
-    return _with_clients(spec, _until(_plain(spec, setting), setting), setting)
+    return _with_clients(spec, _until(_surging(_plain(spec, setting), setting), setting), setting)
+
+
+def _surging(source: Source, setting: Setting) -> Source:
+    if not setting.surges:
+        return source
+    return Surges(source, setting.surges, generator(setting.seed, f"source/{source.name}/surge", setting.replication))
 
 
 def _until(source: Source, setting: Setting) -> Source:

@@ -73,13 +73,8 @@ class CalibratedSpec(Spec):
     on_extrapolation: Literal["warn", "error"] = "warn"
 
 
-class MeasuredSpec(Spec):
-    """What `windtunnel calibrate` wrote of a running engine: its step times, and its engine settings where the scenario has none."""
-
-    kind: Literal["measured"]
-    path: str = Field(description="The YAML file, beside the scenario.")
-
-
+ScrapeField = Literal["running", "waiting", "kv_used_fraction", "preemptions", "input_tokens_total", "output_tokens_total",
+                      "cached_tokens_total", "num_blocks", "sleeping"]
 AffineSpec = spec_of(Affine, "affine", skip=("provenance",))
 TableSpec = spec_of(Table, "table", skip=("provenance",))
 TwoRegimeSpec = spec_of(TwoRegime, "two_regime", skip=("provenance",))
@@ -119,9 +114,19 @@ class PriceSpec(Spec):
 
 
 class ScrapeSpec(Spec):
-    """How often the engine's metrics are read."""
+    """When and how the engine's metrics are read."""
 
     interval_s: float = Field(default=1.0, gt=0)
+    phase: Literal["random", 0] = Field(default=0, description='random: each replica at its own offset; 0: all at the same times.')
+    delay_s: DistSpec = Field(default=0.0, description="From the look to its delivery (s).")
+    drop_p: float = Field(default=0.0, ge=0, le=1, description="Share of looks that are lost.")
+    fields: tuple[ScrapeField, ...] | None = Field(default=None, description="What the engine exports; left out: all it can.")
+
+    @model_validator(mode="after")
+    def _not_before(self) -> ScrapeSpec:
+        if isinstance(self.delay_s, float) and self.delay_s < 0:
+            raise ValueError(f"delay_s {self.delay_s:g} is below 0")
+        return self
 
 
 class PoolSpec(Spec):

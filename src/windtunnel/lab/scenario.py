@@ -212,7 +212,8 @@ class Scenario(Spec):
         from windtunnel.lab.build import build_source
 
         return build_source(self.source, self._base, self.seed if seed is None else seed, replication=replication,
-                            duration_s=self.duration_s, model=self.fleet.only_model if model is None else model, live=live)
+                            duration_s=self.duration_s, model=self.fleet.only_model if model is None else model, live=live,
+                            faults=self.build_faults())
 
     def build(self, *, seed: int | None = None, replication: int = 0, record: str | None = None, check: bool = False,
               ) -> tuple[Simulated, Control, Source]:

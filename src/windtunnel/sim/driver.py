@@ -22,6 +22,7 @@ from windtunnel.sim.engine import Attempt
 from windtunnel.sim.faults import Fault, Faults
 from windtunnel.sim.fleet import DRAINING, READY, FleetConfig, SimFleet
 from windtunnel.sim.sampling import Sampler
+from windtunnel.sim.scrape import Scraper
 from windtunnel.sim.service import Job
 from windtunnel.sources.source import Source
 
@@ -69,7 +70,8 @@ class SimDriver:
         self._needs = control.needs | source.needs
         self._heard = {kind for kind, word in HEARD.items() if word in source.needs}
         self._until, self._grace_s, self._sample_s, self._check = until, grace_s, sample_s, check
-        self._step_every = step_every
+        self._step_every, self._seeds = step_every, (seed, replication)
+        self._broken: set[tuple[str, int]] = set()  # attempts that a fault ended at their first token, until the engine lets go
         self.fleet = SimFleet(fleet, self.agenda, self._deliver, seed=seed, replication=replication, engine_options=self._engine_options)
         self._network_s = fleet.network_s
         self.faults = Faults(faults, self.fleet, self.agenda, lambda note: recorder.note(self.agenda._now, note), seed=seed,
@@ -188,10 +190,10 @@ class SimDriver:
         request = effect.request
         replica = self.fleet.replicas.get(effect.replica)
         if replica is None or replica.state != READY:
-            self._fail(request.id, effect.dispatch, effect.replica, 503, "engine_unavailable", None)
+            self._fail(request.id, effect.dispatch, effect.replica, 503, "engine_unavailable")
             return
         if self.faults is not None and self.faults.replies and (status := self.faults.refuses(effect.replica)) is not None:
-            self._fail(request.id, effect.dispatch, effect.replica, status, f"http_{status}", None)
+            self._fail(request.id, effect.dispatch, effect.replica, status, f"http_{status}")
             return
         truth = request.truth
         output = truth.output_tokens if truth is not None else (request.max_tokens or 1)
@@ -203,7 +205,8 @@ class SimDriver:
         if refusal is not None:
             self._fail(request.id, effect.dispatch, effect.replica, refusal.status, refusal.reason, refusal.retry_after_s)
 
-    def _fail(self, request_id: str, dispatch: int, replica: str, status: int, reason: str, retry_after_s: float | None) -> None:
+    def _fail(self, request_id: str, dispatch: int, replica: str, status: int, reason: str, retry_after_s: float | None = None,
+              first_token_s: float | None = None) -> None:
         """The engine refused: 429, 503 with Retry-After and a full engine queue are overload, 4xx the client's mistake."""
         if status == 429 or reason == "engine_queue_full" or (status == 503 and retry_after_s is not None):
             outcome = "rate_limited"
@@ -211,7 +214,8 @@ class SimDriver:
             outcome = "local_cancelled"
         else:
             outcome = "provider_failure"
-        self._back(Failed(request_id, dispatch, replica, outcome, reason, status, retry_after_s))
+        tokens = None if first_token_s is None else 1
+        self._back(Failed(request_id, dispatch, replica, outcome, reason, status, retry_after_s, tokens, None, first_token_s))
 
     def _back(self, event: Event) -> None:
         """An answer on its way to the control, through the network if there is one."""
@@ -266,6 +270,10 @@ class SimDriver:
                 self.fleet.emptied(replica)
 
         def cancelled(attempt: Attempt) -> None:
+            if (attempt.id, attempt.dispatch) in self._broken:  # its failure was told at its first token
+                self._broken.discard((attempt.id, attempt.dispatch))
+                self.fleet.emptied(self.fleet.replicas[name])
+                return
             if tells_progress:
                 self._tell_progress(name)
             self._back(Failed(attempt.id, attempt.dispatch, name, "local_cancelled", "cancelled", None, None, attempt.generated,
@@ -273,11 +281,22 @@ class SimDriver:
             self.fleet.emptied(self.fleet.replicas[name])
 
         options["on_finish"], options["on_cancelled"] = finished, cancelled
-        if "first_token" in self._needs:
+        if self.faults is not None and self.faults.breaks_off:
+            options["on_first"] = lambda a: self._first(a, name)
+        elif "first_token" in self._needs:
             options["on_first"] = lambda a: self._back(FirstToken(a.id, a.dispatch, name))
         if "started" in self._needs:
             options["on_started"] = lambda a: self._back(Started(a.id, a.dispatch, name))
         return options
+
+    def _first(self, attempt: Attempt, name: str) -> None:
+        """A first token where replies may break off right after it; an answer that ends with it is complete."""
+        status = self.faults.refuses(name, "first_token") if self.faults is not None else None
+        if status is not None and self.fleet.replicas[name].engine.cancel(attempt.id, attempt.dispatch):
+            self._broken.add((attempt.id, attempt.dispatch))
+            self._fail(attempt.id, attempt.dispatch, name, status, f"http_{status}", None, self.agenda._now)
+        elif "first_token" in self._needs:
+            self._back(FirstToken(attempt.id, attempt.dispatch, name))
 
     # -- start, arrivals, samples, end ----------------------------------------------------------------------------------------------
 
@@ -292,7 +311,7 @@ class SimDriver:
         if "progress" in self._needs:
             agenda.at(PROGRESS_S, ARRIVAL, self._progress_tick)
         if "scrape" in self._needs:
-            self.sampler.scrape_all(self._deliver, self.faults)
+            Scraper(self.fleet, agenda, self._deliver, self.faults, seed=self._seeds[0], replication=self._seeds[1])
         if self._until is not None:
             agenda.at(self._until + self._grace_s, ARRIVAL, self._leave)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import count
+from math import inf
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -13,11 +15,13 @@ from windtunnel.errors import ConfigValueError
 from windtunnel.policy.param import Param, check_number
 from windtunnel.sim.agenda import COMPLETION, STEP_START, Agenda
 from windtunnel.sim.engine import EngineConfig, SimEngine
-from windtunnel.sim.fleet import READY, SimFleet, SimReplica
+from windtunnel.sim.fleet import DRAINING, READY, SimFleet, SimReplica
 from windtunnel.sources.seeding import generator
+from windtunnel.sources.surge import Surge
 
-Kind = Literal["crash", "spot", "slow", "pause", "boot_slow", "boot_fail", "errors", "metrics_delay", "metrics_drop", "metrics_freeze"]
-KINDS = ("crash", "spot", "slow", "pause", "boot_slow", "boot_fail", "errors", "metrics_delay", "metrics_drop", "metrics_freeze")
+Kind = Literal["crash", "spot", "slow", "pause", "boot_slow", "boot_fail", "errors", "metrics_delay", "metrics_drop", "metrics_freeze", "clock",
+               "load"]
+KINDS = ("crash", "spot", "slow", "pause", "boot_slow", "boot_fail", "errors", "metrics_delay", "metrics_drop", "metrics_freeze", "clock", "load")
 INSTANT = ("crash", "spot")
 RETRY_S, RETRY_MAX_S = 30.0, 300.0
 
@@ -38,9 +42,12 @@ class Fault:
     replicas: tuple[int, ...] = ()
     fraction: Annotated[float | None, Param(0, 1, 0.05, label="fraction", help="share of the ready replicas")] = None
     count: Annotated[int | None, Param(1, 1000, 1, label="count", help="so many ready replicas at random")] = None
-    factor: Annotated[float, Param(0.1, 20, 0.1, label="factor", help="slow: step times; boot_slow: boot times")] = 2.0
+    factor: Annotated[float, Param(0.1, 20, 0.1, label="factor", help="slow: step times; boot_slow: boot times; load: arrivals")] = 2.0
     p: Annotated[float, Param(0, 1, 0.01, label="p", help="errors, boot_fail, metrics_drop: how often")] = 1.0
     status: Annotated[int, Param(400, 599, 1, label="status", help="errors: the HTTP status of the reply")] = 503
+    after: Annotated[Literal["accept", "first_token"], Param(choices=("accept", "first_token"), label="after", help="errors: when")] = "accept"
+    step_s: Annotated[float, Param(-60, 60, 1, "s", "clock step", "clock: by how much the replica's timestamps are off")] = 5.0
+    tenant: Annotated[str, Param(label="tenant", help="load: whose arrivals; left out: all")] = ""
     notice_s: Annotated[float, Param(0, 600, 1, "s", "notice", "spot: warning before the replica is taken")] = 120.0
     unavailable_s: Annotated[float, Param(0, 86400, 1, "s", "unavailable", "spot: how long until another one can be had")] = 180.0
     delay_s: Annotated[float, Param(0, 600, 0.5, "s", "delay", "metrics_delay: how late scrapes arrive")] = 5.0
@@ -58,6 +65,9 @@ class Fault:
             if getattr(self, name) is not None:
                 check_number(name, getattr(self, name), above=0.0)
         check_number("p", self.p, lo=0.0, hi=1.0)
+        check_number("step_s", self.step_s)
+        if self.after not in ("accept", "first_token"):
+            raise ConfigValueError("after", f"expected accept or first_token, got {self.after!r}")
         check_number("status", self.status, lo=400, hi=599, whole=True)
         if self.fraction is not None:
             check_number("fraction", self.fraction, lo=0.0, hi=1.0)
@@ -75,6 +85,19 @@ class Fault:
         while True:
             yield at
             at += self.every_s if self.every_s is not None else float(rng.exponential(3600.0 / (self.rate_per_h or 1.0)))
+
+
+def surges_of(faults: Sequence[Fault], *, seed: int, replication: int, until_s: float | None) -> list[Surge]:
+    """The windows of the `load` faults, at the times at which `Faults` notes them. until_s None: of a fault that comes back, the first 1000."""
+    out = []
+    for n, fault in enumerate(faults):
+        if fault.kind != "load":
+            continue
+        for at, _ in zip(fault.times(generator(seed, f"fault/{n}", replication)), range(1000) if until_s is None else count()):
+            if until_s is not None and at >= until_s:
+                break
+            out.append(Surge(at, inf if fault.for_s is None else at + fault.for_s, fault.factor, fault.tenant))
+    return out
 
 
 @dataclass(slots=True)
@@ -118,8 +141,9 @@ class Faults:
         self._rngs = [generator(seed, f"fault/{n}", replication) for n in range(len(faults))]
         self._dice = generator(seed, "fault/dice", replication)
         fleet.boot_faults = self if any(f.kind.startswith("boot") for f in faults) else None
-        self.replies = any(f.kind == "errors" for f in faults)
-        self.metrics = any(f.kind.startswith("metrics") for f in faults)
+        self.replies = any(f.kind == "errors" and f.after == "accept" for f in faults)
+        self.breaks_off = any(f.kind == "errors" and f.after == "first_token" for f in faults)
+        self.metrics = any(f.kind.startswith("metrics") or f.kind in ("clock", "pause") for f in faults)
         for fault, rng in zip(faults, self._rngs):
             self._next(fault, rng, fault.times(rng))
 
@@ -138,7 +162,9 @@ class Faults:
     # -- begin and end ----------------------------------------------------------------------------------------------------------------
 
     def _begin(self, fault: Fault, rng: np.random.Generator) -> None:
-        if fault.kind.startswith("boot"):
+        if fault.kind == "load":  # the source does it; here it is only told
+            marks, ids = [], ()
+        elif fault.kind.startswith("boot"):
             names = [fault.pool] if fault.pool else list(self._fleet.config.pools)
             marks = [self._pools.setdefault(name, _Marks()) for name in names]
             ids = tuple(names)
@@ -154,7 +180,7 @@ class Faults:
                     self._lose(fault, replica)
                 return
             marks = [self._on.setdefault(name, _Marks()) for name in ids]
-        if fault.kind.startswith("boot"):
+        if fault.kind == "load" or fault.kind.startswith("boot"):
             self._tell("fault_started", fault, ids)
         for mark in marks:
             mark.add(fault)
@@ -172,7 +198,7 @@ class Faults:
         """Overlapping slow-downs multiply; a replica goes on when its last pause is over."""
         for name in ids if kind in ("slow", "pause") else ():
             replica = self._fleet.replicas.get(name)
-            if replica is None or replica.state != READY:
+            if replica is None or replica.state not in (READY, DRAINING):
                 continue
             active, engine = self._on[name].of(kind), replica.engine
             if kind == "slow":
@@ -209,10 +235,12 @@ class Faults:
 
     # -- what others ask ----------------------------------------------------------------------------------------------------------------
 
-    def refuses(self, replica: str) -> int | None:
-        """The HTTP status with which this replica fails a new attempt now; None: it takes it."""
+    def refuses(self, replica: str, after: str = "accept") -> int | None:
+        """The HTTP status with which this replica fails an attempt now, when it comes or at its first token; None: it does not."""
         mark = self._on.get(replica)
         for fault in mark.of("errors") if mark is not None else ():
+            if fault.after != after:
+                continue
             if fault.p >= 1.0 or self._dice.random() < fault.p:
                 return fault.status
         return None
@@ -241,8 +269,11 @@ class Faults:
             return scrape, 0.0
         if any(f.p >= 1.0 or self._dice.random() < f.p for f in mark.of("metrics_drop")):
             return None
-        if mark.of("metrics_freeze"):
+        if mark.of("metrics_freeze") or mark.of("pause"):
             scrape = self._frozen.setdefault(replica, scrape)
         else:
             self._frozen.pop(replica, None)
-        return scrape, max((f.delay_s for f in mark.of("metrics_delay")), default=0.0)
+        off_s = sum(f.step_s for f in mark.of("clock"))
+        if off_s:
+            scrape = replace(scrape, sampled_s=scrape.sampled_s + off_s)
+        return scrape, sum(f.delay_s for f in mark.of("metrics_delay"))

@@ -13,6 +13,7 @@ from windtunnel.policy.param import check_number
 from windtunnel.sim.agenda import COMPLETION, Agenda
 from windtunnel.sim.cost import replica_row
 from windtunnel.sim.engine import EngineConfig, SimEngine
+from windtunnel.sim.scrape import ScrapeModel
 from windtunnel.sim.service import ServiceConfig, Station, service_engine
 from windtunnel.sim.stepmodels.model import StepModel
 from windtunnel.sources.dist import Dist
@@ -53,7 +54,7 @@ class Pool:
     weight: float = 1.0
     power_w: float | None = None
     idle_w: float | None = None
-    scrape_interval_s: float = 1.0
+    scrape: ScrapeModel = field(default_factory=ScrapeModel)
     drain_timeout_s: float = 120.0
     provenance: str = ""
 
@@ -117,6 +118,7 @@ class SimFleet:
         self._engine_options = engine_options  # by replica name: callbacks and switches of its engine
         self._last_plan = 0
         self.boot_faults: BootFaults | None = None
+        self.on_ready: Callable[[SimReplica], None] | None = None
         self.rows: list[dict[str, Any]] = []
 
     def start(self) -> None:
@@ -251,6 +253,8 @@ class SimFleet:
         replica.state = READY
         replica.times.setdefault("ready_s", self.agenda.now)
         self.emit(ReplicaReady(replica.name, pool.name, pool.role, pool.weight, pool.slots, pool.kv_tokens, boot_s))
+        if self.on_ready is not None:
+            self.on_ready(replica)
 
     def _retire(self, replica: SimReplica, reason: str, timeout_s: float, cut: str = "drain_timeout") -> None:
         if replica.state in (DRAINING, GONE):

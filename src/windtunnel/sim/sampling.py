@@ -1,15 +1,13 @@
-"""Looking at a running simulation: gauges on a grid for the record, and the scrapes that policies see. Both are closed form."""
+"""Looking at a running simulation: gauges on a grid for the record. Closed form; changes nothing."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-from windtunnel.events import Event, Scrape, Scraped
 from windtunnel.policy.control import Control
 from windtunnel.sim.agenda import ARRIVAL, Agenda
-from windtunnel.sim.faults import Faults
-from windtunnel.sim.fleet import READY, SimFleet, SimReplica
+from windtunnel.sim.fleet import READY, SimFleet
 
 SAMPLE = ARRIVAL + 2  # after everything else of that time
 STRANDED_S = 600.0  # run seconds without any progress after which what waits can never be served
@@ -56,35 +54,3 @@ class Sampler:
                 sample(now, "running", replica.name, state.running)
                 if state.kv_used_fraction is not None:
                     sample(now, "kv_used_fraction", replica.name, state.kv_used_fraction)
-
-    def scrape_all(self, deliver: Callable[[Event], None], faults: Faults | None = None) -> None:
-        """Deliver `Scraped` of every ready replica, each pool at its own interval; faults may change, delay or lose it."""
-        for pool in self.fleet.config.pools.values():
-            self._scrape_pool(pool.name, pool.scrape_interval_s, deliver, faults if faults is not None and faults.metrics else None)
-
-    def _scrape_pool(self, pool: str, interval_s: float, deliver: Callable[[Event], None], faults: Faults | None) -> None:
-        def send(replica: str, scrape: Scrape) -> None:
-            said = (scrape, 0.0) if faults is None else faults.scrape(replica, scrape)
-            if said is None:
-                return
-            event, late_s = Scraped(replica, said[0]), said[1]
-            if late_s:
-                self.agenda.at(self.agenda.now + late_s, ARRIVAL, lambda _: deliver(event))
-            else:
-                deliver(event)
-
-        def scrape(_: Any) -> None:
-            now = self.agenda.now
-            for replica in list(self.fleet.replicas.values()):
-                if replica.pool.name == pool and replica.state == READY:
-                    send(replica.name, scrape_of(replica, now))
-            self.agenda.at(now + interval_s, ARRIVAL, scrape)
-
-        self.agenda.at(self.agenda.now + interval_s, ARRIVAL, scrape)
-
-
-def scrape_of(replica: SimReplica, now: float) -> Scrape:
-    """What the engine's metrics would say at `now`; changes nothing."""
-    engine = replica.engine
-    state = engine.state_at(now)
-    return Scrape(now, state.running, state.waiting, state.kv_used_fraction, engine.preemptions, engine.prompt_tokens, engine.output_tokens)
