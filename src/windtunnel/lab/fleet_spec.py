@@ -75,6 +75,13 @@ class CalibratedSpec(Spec):
 
 ScrapeField = Literal["running", "waiting", "kv_used_fraction", "preemptions", "input_tokens_total", "output_tokens_total",
                       "cached_tokens_total", "num_blocks", "sleeping"]
+class MeasuredSpec(Spec):
+    """What `windtunnel calibrate` wrote of a running engine: its step times, and its engine settings where the scenario has none."""
+
+    kind: Literal["measured"]
+    path: str = Field(description="The YAML file, beside the scenario.")
+
+
 AffineSpec = spec_of(Affine, "affine", skip=("provenance",))
 TableSpec = spec_of(Table, "table", skip=("provenance",))
 TwoRegimeSpec = spec_of(TwoRegime, "two_regime", skip=("provenance",))

@@ -162,8 +162,10 @@ class Faults:
     # -- begin and end ----------------------------------------------------------------------------------------------------------------
 
     def _begin(self, fault: Fault, rng: np.random.Generator) -> None:
+        marks: list[_Marks] = []
+        ids: tuple[str, ...] = ()
         if fault.kind == "load":  # the source does it; here it is only told
-            marks, ids = [], ()
+            pass
         elif fault.kind.startswith("boot"):
             names = [fault.pool] if fault.pool else list(self._fleet.config.pools)
             marks = [self._pools.setdefault(name, _Marks()) for name in names]
