@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, dataclass_transform
 
 if TYPE_CHECKING:
+    from windtunnel.policy.planning.contract import ForwardPass
     from windtunnel.policy.routing.turns import TurnRef
 
 FROZEN = os.environ.get("WINDTUNNEL_FROZEN") == "1"
@@ -207,6 +208,14 @@ class Scraped:
 
 
 @fact
+class StepReported:
+    """What an engine says of its last step. Only if `fpm` is needed."""
+
+    replica: str
+    report: ForwardPass
+
+
+@fact
 class PoolsObserved:
     """An orchestrator's view of the pools: {pool: {"ready": n, "starting": n, "draining": n, "expected": n}}."""
 
@@ -247,5 +256,5 @@ class Commanded:
 
 Event = (
     Arrived | Cancelled | Started | FirstToken | Progressed | Finished | Failed | ReplicaBooting | ReplicaReady | ReplicaGone
-    | Scraped | PoolsObserved | ScaleAnswered | Answered | Woke | Commanded
+    | Scraped | StepReported | PoolsObserved | ScaleAnswered | Answered | Woke | Commanded
 )

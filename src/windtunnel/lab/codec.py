@@ -18,7 +18,7 @@ from windtunnel.policy.routing.turns import TurnRef
 
 EVENTS: Mapping[str, type[Any]] = {c.__name__: c for c in (
     ev.Arrived, ev.Cancelled, ev.Started, ev.FirstToken, ev.Progressed, ev.Finished, ev.Failed, ev.ReplicaBooting, ev.ReplicaReady,
-    ev.ReplicaGone, ev.Scraped, ev.PoolsObserved, ev.ScaleAnswered, ev.Answered, ev.Woke, ev.Commanded)}
+    ev.ReplicaGone, ev.Scraped, ev.StepReported, ev.PoolsObserved, ev.ScaleAnswered, ev.Answered, ev.Woke, ev.Commanded)}
 EFFECTS: Mapping[str, type[Any]] = {c.__name__: c for c in (
     fx.Dispatch, fx.Reject, fx.Close, fx.Cancel, fx.ScaleTo, fx.Drain, fx.WakeAt, fx.Ask, fx.Note)}
 NEVER = frozenset({"content", "truth"})
@@ -47,7 +47,8 @@ def plain(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [plain(v) for v in value]
     if is_dataclass(value):
-        return fact_object(value)
+        as_plain = getattr(value, "as_plain", None)  # a value with a form of its own
+        return fact_object(value) if as_plain is None else plain(as_plain())
     if hasattr(value, "item"):  # a NumPy scalar
         return plain(value.item())
     return str(value)
@@ -131,10 +132,18 @@ def _denial(value: Mapping[str, Any]) -> Any:
     return _fact(Denial, denial)
 
 
+def _report(value: Any) -> Any:
+    from windtunnel.policy.planning.contract import ForwardPass
+    from windtunnel.policy.planning.plain import build
+
+    return value if isinstance(value, ForwardPass) else build(ForwardPass, value)
+
+
 _FIELDS: Mapping[str, Callable[[Any], Any]] = {
     "tried": frozenset, "blocks": tuple, "labels": _pairs, "counts": _pairs, "targets": _pairs, "items": tuple, "calls": tuple,
     "ids": tuple, "fork_children": tuple, "denial": _denial,
     "turn": lambda v: _fact(TurnRef, v), "scrape": lambda v: _fact(ev.Scrape, v),
+    "report": _report,
     "request": lambda v: v if isinstance(v, ev.Request) else _fact(ev.Request, v),
 }
 

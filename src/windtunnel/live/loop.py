@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Protocol
 
 from windtunnel import effects as fx
 from windtunnel.effects import Effect
 from windtunnel.errors import ScalerRefused
 from windtunnel.events import (
-    Answered,
     Arrived,
     Cancelled,
     Commanded,
@@ -26,6 +26,7 @@ from windtunnel.events import (
     Started,
     Woke,
 )
+from windtunnel.live.asking import Asking
 from windtunnel.live.attempt import LiveAttempt
 from windtunnel.live.clock import RunClock, Timers
 from windtunnel.live.gate import Gate
@@ -65,6 +66,7 @@ class ControlLoop:
         self.hosted: Hosted  # these two are set right after: they deliver here
         self.watch: Watch
         self.scaler: Scaler = NoScaler()
+        self.asking = Asking(clock.now, local_only=shadow is not None)
         self.wants_progress = False
         self.inbox: deque[Event] = deque()
         self.attempts: dict[tuple[str, int], LiveAttempt] = {}
@@ -271,6 +273,8 @@ class ControlLoop:
             self.deliver(ScaleAnswered(plan.plan_id, "refused", str(error)))
         except Exception as error:
             self.deliver(ScaleAnswered(plan.plan_id, "failed", f"{type(error).__name__}: {error}"))
+            with suppress(Exception):  # the planner waits until somebody could look
+                await self.observe_pools()
 
     async def observe_pools(self) -> None:
         """Tell the control what the connector sees; nothing if it sees nothing."""
@@ -287,7 +291,10 @@ class ControlLoop:
         task.add_done_callback(self.tasks.discard)
 
     def _ask(self, effect: fx.Ask) -> None:
-        self.deliver(Answered(effect.gather_id, ()))
+        self._soon(self._asked(effect))
+
+    async def _asked(self, effect: fx.Ask) -> None:
+        self.deliver(await self.asking.ask(effect))
 
     def replica_lost(self, event: ReplicaGone) -> None:
         """One event says it all: the attempts that ran there end without a word of their own."""

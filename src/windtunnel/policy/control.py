@@ -29,6 +29,7 @@ from windtunnel.events import (
     ScaleAnswered,
     Scraped,
     Started,
+    StepReported,
     Woke,
 )
 from windtunnel.policy import snapshot
@@ -65,13 +66,13 @@ class Control:
         self._armed: dict[str, float] = {}
         self._planner_events: frozenset[type] = planner.events if planner else frozenset()
         if planner:
-            planner.waiting = self.waiting
+            planner.waiting, planner.in_flight = self.waiting, self._in_flight
             flow.planned = True
         self._on = {
             Arrived: flow.arrived, Finished: flow.finished, Failed: flow.failed, Cancelled: flow.cancelled, FirstToken: flow.first_token,
             ReplicaBooting: self._booting, ReplicaReady: self._ready, ReplicaGone: self._gone, Scraped: self._scraped, Woke: self._woke,
             Commanded: self._commanded, Started: self._ignored, Progressed: flow.progressed, PoolsObserved: self._ignored,
-            ScaleAnswered: self._ignored, Answered: self._ignored,
+            ScaleAnswered: self._ignored, Answered: self._ignored, StepReported: self._ignored,
         }
 
     def handle(self, event: Event, now: float) -> Sequence[Effect]:
@@ -184,7 +185,13 @@ class Control:
         for lane in self.lanes:
             needs |= lane.router.needs | getattr(lane.queue, "needs", frozenset())
             needs |= frozenset() if lane.gates is None else lane.gates.needs
+        if self.planner is not None:
+            needs |= self.planner.needs
         return frozenset(needs)
+
+    def _in_flight(self, replica: str) -> int:
+        known = self.fleet.replicas.get(replica)
+        return 0 if known is None else known.in_flight
 
     # -- pure reads ---------------------------------------------------------------------------------------------------------------
 

@@ -18,15 +18,18 @@ from windtunnel.errors import ConfigNeedsError, PolicyError, WindtunnelError
 from windtunnel.events import Arrived, Cancelled, Event, Failed, Finished, FirstToken, Progressed, Request, Started, Woke
 from windtunnel.policy.control import Control
 from windtunnel.sim.agenda import ARRIVAL, Agenda
+from windtunnel.sim.asking import Asking
 from windtunnel.sim.engine import Attempt
 from windtunnel.sim.faults import Fault, Faults
 from windtunnel.sim.fleet import DRAINING, READY, FleetConfig, SimFleet
 from windtunnel.sim.sampling import Sampler
 from windtunnel.sim.scrape import Scraper
 from windtunnel.sim.service import Job
+from windtunnel.sim.step_reports import REPORT_S, teller
+from windtunnel.sources.seeding import generator
 from windtunnel.sources.source import Source
 
-GIVES = frozenset({"started", "first_token", "progress", "scrape", "prefix_blocks", "route_key", "token_counts"})
+GIVES = frozenset({"fpm", "started", "first_token", "progress", "scrape", "prefix_blocks", "route_key", "token_counts"})
 HEARD = {FirstToken: "first_token", Progressed: "progress", Started: "started"}  # what a source may ask to be told, beside ends
 PROGRESS_S = 0.25  # run s between two reports of a replica whose batch does not change
 SLICE = 256  # agenda entries between two looks at the wall clock
@@ -78,6 +81,8 @@ class SimDriver:
                              replication=replication, until=until) if faults else None
         self._inbox: deque[Event] = deque()
         self._draining = self._over = self._cancelled = False
+        self._seed, self._replication = seed, replication
+        self._asking: Asking | None = None
         self._told_s: dict[str, float] = {}
         self._cut = False  # the planned time ended before the source did
         self._wakes: dict[tuple[str, str], int] = {}
@@ -89,6 +94,7 @@ class SimDriver:
         self._apply: dict[type, Callable[[Any], None]] = {
             fx.Dispatch: self._dispatch if fleet.network_s else self._submit, fx.Cancel: self._cancel, fx.WakeAt: self._wake_control,
             fx.Reject: self._ended, fx.Close: self._ended, fx.ScaleTo: self.fleet.scale_to, fx.Drain: self.fleet.drain,
+            fx.Ask: self._ask,
         }
         self._start()
 
@@ -249,6 +255,12 @@ class SimDriver:
 
         self.agenda.at(max(effect.at, self.agenda._now), ARRIVAL, due)
 
+    def _ask(self, effect: fx.Ask) -> None:
+        if self._asking is None:
+            models = getattr(self.control.planner, "call_models", {})
+            self._asking = Asking(self.agenda, self._deliver, models, generator(self._seed, "planner/calls", self._replication))
+        self._asking.ask(effect)
+
     # -- engines ------------------------------------------------------------------------------------------------------------------
 
     def _engine_options(self, name: str) -> dict[str, Any]:
@@ -285,6 +297,9 @@ class SimDriver:
             options["on_first"] = lambda a: self._first(a, name)
         elif "first_token" in self._needs:
             options["on_first"] = lambda a: self._back(FirstToken(a.id, a.dispatch, name))
+        if "fpm" in self._needs:
+            options["on_report"] = teller(name, self.fleet.replicas, self.agenda, self._back)
+            options["fpm_interval_s"] = REPORT_S
         if "started" in self._needs:
             options["on_started"] = lambda a: self._back(Started(a.id, a.dispatch, name))
         return options

@@ -35,6 +35,11 @@ class Call:
     transport: str
     target: Any = field(default=None, compare=False, repr=False)
 
+    def as_plain(self) -> dict[str, Any]:
+        """For the log: without what answers it, and without the context, which follows from the events."""
+        return {"plugin_id": self.plugin_id, "generation": self.generation, "stage": self.stage.value, "timeout_s": self.timeout_s,
+                "transport": self.transport, "tick_at": self.request.tick_at}
+
 
 @dataclass(slots=True)
 class Gather:
@@ -54,6 +59,12 @@ class Answer:
     error: CallError | None = None
     started_at: float | None = None
     finished_at: float | None = None
+
+    def as_plain(self) -> dict[str, Any]:
+        """For the log."""
+        from windtunnel.policy.planning.plain import answer_plain
+
+        return answer_plain(self)
 
 
 @dataclass(slots=True)

@@ -10,13 +10,18 @@ from windtunnel.events import Event
 
 
 class Planner(Protocol):
-    """events: the event types it is handed; waiting: set by `Control`, the requests that wait now (a pure read).
+    """events: the event types it is handed. Set by `Control`, pure reads: waiting, the requests that wait now; in_flight, own requests
+    on a replica. needs: observations that the world must give.
 
-    Effects are ScaleTo (absolute, by pool name), Note and one WakeAt with the key "planner".
+    Effects are ScaleTo (absolute, by pool name), Drain, Ask, Note and WakeAt with the keys "planner" and "planner.deadline".
     """
 
     events: frozenset[type]
     waiting: Callable[[], int]
+    in_flight: Callable[[str], int]
+
+    @property
+    def needs(self) -> frozenset[str]: ...
 
     def start(self, now: float) -> Sequence[Effect]: ...
     def handle(self, event: Event, now: float) -> Sequence[Effect]: ...

@@ -75,11 +75,13 @@ class RateBased:
     alone: all arrivals are for this pool; else those that name it or its model. wants: note streams that are recorded.
     """
 
+    needs: frozenset[str] = frozenset()
     events: frozenset[type] = frozenset({Arrived, Finished, ReplicaBooting, ReplicaReady, ReplicaGone, ScaleAnswered, Woke})
 
     def __init__(self, config: RatePlanner, pool: PoolFacts, *, alone: bool = True, wants: frozenset[str] = frozenset()) -> None:
         self.config, self.pool, self._alone, self._notes = config, pool, alone, "planner" in wants
         self.waiting: Callable[[], int] = lambda: 0
+        self.in_flight: Callable[[str], int] = lambda replica: 0
         self._ceiling = _least(config.max_replicas, pool.max_replicas)
         self._demand = DemandMeter(config.window_s, config.interval_s, 0.0)
         self._capacity = CapacityMeter()
