@@ -40,6 +40,17 @@ class AdmissionSpec(Spec):
         default=None, description="Latency that limits learn from: dispatch to first token (default), time per token, or dispatch to end.")
 
 
+class LedgerSpec(Spec):
+    """How the load of a replica is reckoned. Anything but in_flight needs the engines' metrics, which are late by nature."""
+
+    accounting: Literal["in_flight", "since_scrape", "snapshot"] = Field(
+        default="in_flight", description="in_flight: own requests (and others' seen in metrics); since_scrape: the last metrics plus what was "
+                                         "sent since; snapshot: the last metrics alone, which makes a herd of all senders.")
+    scrape_interval_s: float = Field(default=1.0, gt=0, description="How often metrics are expected (s).")
+    stale_after_s: float | None = Field(default=None, ge=0, description="Older metrics are ignored (s); left out: three intervals.")
+    ledger_window_s: float = Field(default=30.0, ge=0, description="How far back own sends are known (s).")
+
+
 class ControlSpec(Spec):
     """What decides. A part that is not named is the preset's; a part that is named replaces the preset's whole part."""
 
@@ -51,6 +62,7 @@ class ControlSpec(Spec):
     routing: Annotated[Any, Kinds("routing")] | None = None
     planner: Annotated[Any, Kinds("planner")] | None = Field(default=None, description="Absent: a fleet of fixed size.")
     settings: SettingsSpec = SettingsSpec()  # type: ignore[valid-type]
+    ledger: LedgerSpec = LedgerSpec()
 
     @field_validator("preset")
     @classmethod

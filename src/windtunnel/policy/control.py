@@ -182,6 +182,8 @@ class Control:
 
     def _union_of_needs(self) -> frozenset[str]:
         needs: set[str] = {"first_token"} if self.flow.tracks_first_token else set()
+        if self.fleet.accounting != "in_flight":
+            needs.add("scrape")
         for lane in self.lanes:
             needs |= lane.router.needs | getattr(lane.queue, "needs", frozenset())
             needs |= frozenset() if lane.gates is None else lane.gates.needs

@@ -164,13 +164,11 @@ class Faults:
     def _begin(self, fault: Fault, rng: np.random.Generator) -> None:
         marks: list[_Marks] = []
         ids: tuple[str, ...] = ()
-        if fault.kind == "load":  # the source does it; here it is only told
-            pass
-        elif fault.kind.startswith("boot"):
+        if fault.kind.startswith("boot"):
             names = [fault.pool] if fault.pool else list(self._fleet.config.pools)
             marks = [self._pools.setdefault(name, _Marks()) for name in names]
             ids = tuple(names)
-        else:
+        elif fault.kind != "load":  # the source does that; here it is only told
             targets = self._targets(fault, rng)
             ids = tuple(r.name for r in targets)
             if not targets:

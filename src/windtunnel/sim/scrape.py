@@ -95,7 +95,8 @@ class Scraper:
         late_s = float(model.delay_s.sample(rng, 1)[0]) if isinstance(model.delay_s, Dist) else model.delay_s
         scrape = scrape_of(replica, now)
         if model.fields is not None:
-            scrape = replace(scrape, **dict.fromkeys(set(FIELDS) - set(model.fields)))  # type: ignore[arg-type]
+            hidden: dict[str, Any] = dict.fromkeys(name for name in FIELDS if name not in model.fields)
+            scrape = replace(scrape, **hidden)
         if self._faults is not None:
             said = self._faults.scrape(replica.name, scrape)
             if said is None:
