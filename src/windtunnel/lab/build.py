@@ -50,7 +50,8 @@ def build_control(spec: ControlSpec, pools: Sequence[PoolFacts], *, slo: Mapping
 
     settings: Any = full.settings
     planner = None if full.planner is None else full.planner.config().build(context("control/planner", pools))
-    return Control(lanes=[lane(of) for of in models.values()], fleet=Fleet(**full.ledger.model_dump()), tenants=tenants, planner=planner, settings=settings.config(),
+    return Control(lanes=[lane(of) for of in models.values()], fleet=Fleet(**full.ledger.model_dump()), tenants=tenants, planner=planner,
+                   settings=settings.config(),
                    wants=wants)
 
 

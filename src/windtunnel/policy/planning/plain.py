@@ -52,12 +52,12 @@ def build(kind: Any, data: Any) -> Any:
     if isinstance(kind, type) and issubclass(kind, Enum):
         return kind(data)
     if is_dataclass(kind):
-        hints = _hints(kind)
+        hints = _hints(kind)  # type: ignore[arg-type]
         unknown = sorted(set(data) - hints.keys())
         if unknown:
             raise PlanContractError(f"{kind.__name__}.{unknown[0]}: unknown field")  # type: ignore[union-attr]
         try:
-            return kind(**{name: build(hints[name], item) for name, item in data.items()})
+            return kind(**{name: build(hints[name], item) for name, item in data.items()})  # type: ignore[operator]
         except TypeError as error:
             raise PlanContractError(f"{kind.__name__}: {error}") from None  # type: ignore[union-attr]
     return float(data) if kind is float and type(data) is int else data
