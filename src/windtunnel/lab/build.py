@@ -50,8 +50,8 @@ def build_control(spec: ControlSpec, pools: Sequence[PoolFacts], *, slo: Mapping
 
     settings: Any = full.settings
     planner = None if full.planner is None else full.planner.config().build(context("control/planner", pools))
-    return Control(lanes=[lane(of) for of in models.values()], fleet=Fleet(**full.ledger.model_dump()), tenants=tenants, planner=planner,
-                   settings=settings.config(),
+    fleet = Fleet(**full.ledger.model_dump())
+    return Control(lanes=[lane(of) for of in models.values()], fleet=fleet, tenants=tenants, planner=planner, settings=settings.config(),
                    wants=wants)
 
 
@@ -121,7 +121,7 @@ def pool_facts(fleet: FleetConfig) -> tuple[PoolFacts, ...]:
 
 def build_fleet(spec: Any, base: Path) -> FleetConfig:
     """The simulated fleet; ConfigInfeasibleError with the arithmetic for a pool that cannot run."""
-    from windtunnel.lab.build_pool import build_pool
+    from windtunnel.lab.build_pool import build_pool, with_auto_weights
 
     pools = {}
     for name, pool in spec.pools.items():
@@ -130,7 +130,8 @@ def build_fleet(spec: Any, base: Path) -> FleetConfig:
         except ConfigInfeasibleError as error:
             error.message = f"fleet.pools.{name}: {error.message}"
             raise
-    return FleetConfig(pools, spec.network_s)
+    pools = with_auto_weights(pools, [name for name, pool in spec.pools.items() if pool.weight == "auto"])
+    return FleetConfig(pools, spec.network_s, spec.max_gpus)
 
 
 def build_source(spec: Any, base: Path, seed: int, *, replication: int = 0, duration_s: float | None = None, model: str = "",

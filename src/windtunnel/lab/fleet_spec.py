@@ -98,6 +98,7 @@ class StartupSpec(Spec):
     weights_s: DistSpec | None = Field(default=None, description="Left out: weights bytes / load_bw.")
     compile_s: DistSpec | None = None
     load_bw: float = Field(default=2e9, gt=0, description="Bytes per second at which weights reach the GPU.")
+    cache_s: float = Field(default=0.0, ge=0, description="A node that served until so long ago still has image and weights (s).")
 
     stages: ClassVar[tuple[str, ...]] = ("node_s", "image_s", "weights_s", "compile_s")
 
@@ -151,7 +152,8 @@ class PoolSpec(Spec):
     profile: ProfileSpec = RooflineSpec(kind="roofline")
     startup: StartupSpec = StartupSpec()
     price: PriceSpec | None = Field(default=None, description="Left out: the catalogue's example price, if it has one.")
-    weight: float = Field(default=1.0, gt=0, description="Speed relative to the other pools, for routing.")
+    weight: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
+        default=1.0, description="Speed relative to the other pools, for routing; auto: from the time of a decode step, the fastest 1.")
     scrape: ScrapeSpec = ScrapeSpec()
     drain_timeout_s: float = Field(default=120.0, ge=0)
 
@@ -169,6 +171,7 @@ class FleetSpec(Spec):
 
     pools: dict[str, PoolSpec] = Field(min_length=1)
     network_s: float = Field(default=0.0, ge=0, description="One way between control and engine (s).")
+    max_gpus: int | None = Field(default=None, ge=1, description="All GPUs that can be had; what is asked for beyond them waits.")
 
     @property
     def only_model(self) -> str:

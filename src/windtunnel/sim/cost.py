@@ -37,7 +37,9 @@ def replica_row(replica: SimReplica, now: float) -> dict[str, Any]:
     """One row of the `replicas` table. Times in run s, boot stages in s; `usd` is None without a price, never 0."""
     pool, engine, times = replica.pool, replica.engine, replica.times
     until = times.get("gone_s", now)
-    gpu_seconds = (until - times["requested_s"]) * pool.gpus_per_replica
+    since = times.get("provisioned_s", times.get("ready_s"))  # None: it never got its GPUs
+    life_s = 0.0 if since is None else until - since
+    gpu_seconds = life_s * pool.gpus_per_replica
     price = pool.price_usd_per_hour
     node_s, image_s, weights_s, compile_s = replica.boot or (None,) * 4
     return {
@@ -47,5 +49,5 @@ def replica_row(replica: SimReplica, now: float) -> dict[str, Any]:
         "gone_s": times.get("gone_s"), "gone_reason": replica.gone_reason if "gone_s" in times else None, "busy_s": engine.busy_s,
         "steps": engine.steps, "requests": replica.requests, "output_tokens": engine.output_tokens, "preemptions": engine.preemptions,
         "prefix_hit_blocks": engine.prefix_hit_blocks, "prefix_query_blocks": engine.prefix_query_blocks, "gpu_seconds": gpu_seconds,
-        "usd": None if price is None else gpu_seconds / 3600.0 * price, "kwh": _kwh(replica, until - times["requested_s"]),
+        "usd": None if price is None else gpu_seconds / 3600.0 * price, "kwh": _kwh(replica, life_s),
     }

@@ -79,6 +79,7 @@ class SimDriver:
         self._network_s = fleet.network_s
         self.faults = Faults(faults, self.fleet, self.agenda, lambda note: recorder.note(self.agenda._now, note), seed=seed,
                              replication=replication, until=until) if faults else None
+        self.fleet.note = lambda note: recorder.note(self.agenda._now, note)
         self._inbox: deque[Event] = deque()
         self._draining = self._over = self._cancelled = False
         self._seed, self._replication = seed, replication

@@ -6,31 +6,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from windtunnel.effects import Drain, ScaleTo
+from windtunnel.effects import Drain, Note, ScaleTo
 from windtunnel.errors import ConfigValueError
 from windtunnel.events import Event, ReplicaBooting, ReplicaGone, ReplicaReady, ScaleAnswered
 from windtunnel.policy.param import check_number
 from windtunnel.sim.agenda import COMPLETION, Agenda
 from windtunnel.sim.cost import replica_row
 from windtunnel.sim.engine import EngineConfig, SimEngine
+from windtunnel.sim.lifecycle import BOOTING, DRAINING, GONE, PROVISIONING, READY, REQUESTED, STAGES, Nodes, SimReplica, Startup
 from windtunnel.sim.scrape import ScrapeModel
 from windtunnel.sim.service import ServiceConfig, Station, service_engine
 from windtunnel.sim.stepmodels.model import StepModel
-from windtunnel.sources.dist import Dist
 from windtunnel.sources.seeding import generator
 
-REQUESTED, PROVISIONING, BOOTING, READY, DRAINING, GONE = "requested", "provisioning", "booting", "ready", "draining", "gone"
-STAGES = ("node_s", "image_s", "weights_s", "compile_s")
-
-
-@dataclass(frozen=True, slots=True)
-class Startup:
-    """Seconds of each boot stage of a replica ordered during the run: a number, or a distribution drawn once per replica."""
-
-    node_s: float | Dist = 0.0
-    image_s: float | Dist = 0.0
-    weights_s: float | Dist = 0.0
-    compile_s: float | Dist = 0.0
+__all__ = ["BOOTING", "DRAINING", "GONE", "PROVISIONING", "READY", "REQUESTED", "STAGES", "FleetConfig", "Pool", "SimFleet", "SimReplica", "Startup"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,27 +65,19 @@ class Pool:
 
 @dataclass(frozen=True, slots=True)
 class FleetConfig:
-    """The simulated fleet: pools by name. network_s: one way between control and engine."""
+    """The simulated fleet: pools by name. network_s: one way between control and engine; max_gpus: all that can be had (None: no bound)."""
 
     pools: Mapping[str, Pool]
     network_s: float = 0.0
+    max_gpus: int | None = None
 
-
-class SimReplica:
-    """One life of a replica: its engine, its state and the times at which the state changed (run s)."""
-
-    __slots__ = ("boot", "engine", "gone_reason", "name", "ordinal", "pool", "requests", "stage_n", "state", "times", "version")
-
-    def __init__(self, name: str, pool: Pool, ordinal: int, engine: SimEngine | Station) -> None:
-        self.name, self.pool, self.ordinal, self.engine = name, pool, ordinal, engine
-        self.state, self.version, self.requests, self.gone_reason = REQUESTED, 0, 0, ""
-        self.times: dict[str, float] = {}
-        self.boot: tuple[float, ...] = ()
-        self.stage_n = 0
-
-    @property
-    def pending(self) -> bool:
-        return self.state in (REQUESTED, PROVISIONING, BOOTING)
+    def __post_init__(self) -> None:
+        if self.max_gpus is None:
+            return
+        check_number("max_gpus", self.max_gpus, lo=1, whole=True)
+        first = sum(p.replicas * p.gpus_per_replica for p in self.pools.values())
+        if first > self.max_gpus:
+            raise ConfigValueError("max_gpus", f"{self.max_gpus} is below the {first} GPUs that serve from the start")
 
 
 class BootFaults(Protocol):
@@ -119,6 +100,10 @@ class SimFleet:
         self._last_plan = 0
         self.boot_faults: BootFaults | None = None
         self.on_ready: Callable[[SimReplica], None] | None = None
+        self.note: Callable[[Note], None] | None = None
+        self._nodes = Nodes(config.max_gpus)
+        self._short: list[SimReplica] = []  # asked for, and no GPUs left for them
+        self._wanted = {name: pool.replicas for name, pool in config.pools.items()}
         self.rows: list[dict[str, Any]] = []
 
     def start(self) -> None:
@@ -126,6 +111,7 @@ class SimFleet:
         for pool in self.config.pools.values():
             for _ in range(pool.replicas):
                 replica = self._new(pool)
+                self._nodes.take(pool)
                 replica.boot = (0.0,) * len(STAGES)
                 self._serve(replica, None)
 
@@ -142,7 +128,8 @@ class SimFleet:
                 status, reason = "refused", f"no pool {name!r}"
                 continue
             target = max(pool.min, wanted if pool.max is None else min(wanted, pool.max))
-            have = [r for r in self._by_pool[name] if r.pending or r.state == READY]
+            have = self._there(name)
+            self._wanted[name] = target
             if target != len(have):
                 status = "accepted"
             for _ in range(target - len(have)):
@@ -160,14 +147,22 @@ class SimFleet:
             if replica.state == DRAINING:
                 replica.version += 1
                 replica.times.pop("draining_s", None)
+                self._wanted[replica.pool.name] += 1
                 self._serve(replica, None)
             return
         timeout = replica.pool.drain_timeout_s if effect.deadline_at is None else max(0.0, effect.deadline_at - self.agenda.now)
+        if replica.state != DRAINING:
+            self._wanted[replica.pool.name] -= 1
         self._retire(replica, effect.reason or "drained", timeout)
 
     def order(self, pool: Pool) -> None:
-        """Boot one more replica, beside what the plans say."""
-        self._order(pool)
+        """Boot a replica in place of one that was lost, unless the plans want fewer by now or have replaced it themselves."""
+        if len(self._there(pool.name)) < self._wanted[pool.name]:
+            self._order(pool)
+
+    def _there(self, pool: str) -> list[SimReplica]:
+        """Replicas that count towards the pool's target."""
+        return [r for r in self._by_pool[pool] if r.pending or r.state == READY]
 
     def lose(self, replica: SimReplica, reason: str) -> None:
         """It is gone at once, with everything on it."""
@@ -218,10 +213,20 @@ class SimFleet:
 
     def _order(self, pool: Pool) -> None:
         replica = self._new(pool)
-        rng = generator(self._seed, f"pool/{pool.name}/replica/{replica.ordinal}/boot", self._replication)
-        stages = (getattr(pool.startup, stage) for stage in STAGES)
-        replica.boot = tuple(float(s.sample(rng, 1)[0]) if isinstance(s, Dist) else float(s) for s in stages)
-        replica.state = PROVISIONING
+        if self._nodes.take(pool):
+            self._provision(replica)
+            return
+        self._short.append(replica)
+        self.emit(ReplicaBooting(replica.name, pool.name, pool.role, REQUESTED))
+        if self.note is not None:
+            self.note(Note("no_capacity", "fleet", 0, (replica.name,), "max_gpus", {"max_gpus": self._nodes.max_gpus, "used": self._nodes.used}))
+
+    def _provision(self, replica: SimReplica) -> None:
+        """It has its GPUs; from now on it costs."""
+        pool, now = replica.pool, self.agenda.now
+        warm = self._nodes.warm(pool, now)
+        replica.boot = pool.startup.draw(self._seed, f"pool/{pool.name}/replica/{replica.ordinal}/boot", self._replication, warm=warm)
+        replica.state, replica.times["provisioned_s"] = PROVISIONING, now
         self.emit(ReplicaBooting(replica.name, pool.name, pool.role, PROVISIONING))
         self._next_stage(replica)
 
@@ -232,7 +237,7 @@ class SimFleet:
             again_s = None if self.boot_faults is None else self.boot_faults.boot_fails(replica.pool.name)
             if again_s is not None:
                 self._end(replica, "boot_failed")
-                self.agenda.at(now + again_s, COMPLETION, lambda _: self._order(replica.pool))
+                self.agenda.at(now + again_s, COMPLETION, lambda _: self.order(replica.pool))
                 return
             self._serve(replica, now - replica.times["requested_s"])
             return
@@ -277,12 +282,21 @@ class SimFleet:
     def _end(self, replica: SimReplica, reason: str) -> None:
         """Gone for good; what still ran is ended by Control from the one event."""
         replica.engine.drop_all(reason)
+        held = replica.on_node
         replica.state, replica.gone_reason = GONE, reason
         replica.times["gone_s"] = self.agenda.now
         replica.version += 1
         self._by_pool[replica.pool.name].remove(replica)
         self.rows.append(replica_row(replica, self.agenda.now))
         self.emit(ReplicaGone(replica.name, reason))
+        if not held:
+            self._short.remove(replica)
+            return
+        self._nodes.give(replica, self.agenda.now)
+        for waiting in list(self._short):  # first asked, first served, but a smaller one may fit where a larger does not
+            if waiting.state == REQUESTED and self._nodes.take(waiting.pool):
+                self._short.remove(waiting)
+                self._provision(waiting)
 
 
 def _victims(replicas: list[SimReplica]) -> list[SimReplica]:

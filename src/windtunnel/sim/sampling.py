@@ -7,7 +7,7 @@ from typing import Any
 
 from windtunnel.policy.control import Control
 from windtunnel.sim.agenda import ARRIVAL, Agenda
-from windtunnel.sim.fleet import READY, SimFleet
+from windtunnel.sim.fleet import BOOTING, PROVISIONING, READY, SimFleet
 
 SAMPLE = ARRIVAL + 2  # after everything else of that time
 STRANDED_S = 600.0  # run seconds without any progress after which what waits can never be served
@@ -26,7 +26,7 @@ class Sampler:
     def _tick(self, _: Any) -> None:
         now = self.agenda.now
         self.gauges(now)
-        busy = any(r.pending or (r.state == READY and not r.engine.idle) for r in self.fleet.replicas.values())
+        busy = any(r.state in (PROVISIONING, BOOTING) or (r.state == READY and not r.engine.idle) for r in self.fleet.replicas.values())
         arrivals_and_ends = self.control.seq if busy else self.control.open_count
         if busy or arrivals_and_ends != self._seen or not self.control.open_count:
             self._moved_at, self._seen = now, arrivals_and_ends
