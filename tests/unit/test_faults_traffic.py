@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -240,3 +242,19 @@ def test_a_thousand_tenants() -> None:
 def test_rates_that_mean_nothing_are_refused(rate: float) -> None:
     with pytest.raises(ConfigError, match="rate_rps"):
         Scenario.load(TEXT).with_({"source.rate_rps": rate})
+
+
+def test_SV_5_faults_clients_and_scrapes_together_are_the_same_in_every_process() -> None:
+    code = ("import hashlib, sys; from windtunnel.lab.scenario import Scenario; r = Scenario.load(sys.argv[1]).run();"
+            "lines = r.tables.log.splitlines()[1:-1];"  # the header says when, and the end line hashes the header too
+            "print(hashlib.sha256(b'|'.join(lines)).hexdigest(), len(r.requests))")
+    text = TEXT.replace("tenants: {a: 1, b: 1}}", "tenants: {a: 1, b: 1}, clients: {timeout_s: 3, cancel_on_timeout: false, "
+                        "retry: {jitter: decorrelated, budget: 0.5}}}")
+    text = text.replace("startup:", "scrape: {phase: random, delay_s: {kind: exp, mean: 1}, drop_p: 0.2}, startup:")
+    text = text.replace("control: {", "control: {ledger: {accounting: since_scrape}, ")
+    text += ("faults: [{kind: crash, rate_per_h: 120, count: 1}, {kind: load, every_s: 20, at_s: 5, for_s: 8, factor: 2.5}, "
+             "{kind: errors, at_s: 5, p: 0.2, after: first_token, status: 500}, {kind: clock, at_s: 9, fraction: 0.5}, "
+             "{kind: slow, rate_per_h: 300, for_s: 5, fraction: 0.5}]\n")
+    outs = {subprocess.run([sys.executable, "-c", code, text], capture_output=True, text=True, check=True,
+                           env={"PYTHONHASHSEED": seed, "PYTHONPATH": ":".join(sys.path), "WINDTUNNEL_QUIET": "1"}).stdout for seed in ("1", "77")}
+    assert len(outs) == 1 and int(outs.pop().split()[1]) > 300
