@@ -114,8 +114,7 @@ class Pool:
     def _count(self, name: str, known: Mapping[str, float]) -> int | None:
         if self.starting or self.ready or self.draining:
             return len(known)
-        count: int | None = self._observed.get(name, len(known) if self._seen else None)
-        return count
+        return self._observed.get(name, len(known) if self._seen else None)
 
     @property
     def baseline(self) -> int | None:
