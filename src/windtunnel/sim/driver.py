@@ -259,7 +259,7 @@ class SimDriver:
     def _ask(self, effect: fx.Ask) -> None:
         if self._asking is None:
             models = getattr(self.control.planner, "call_models", {})
-            self._asking = Asking(self.agenda, self._deliver, models, generator(self._seed, "planner/calls", self._replication))  # type: ignore[arg-type]
+            self._asking = Asking(self.agenda, self._deliver, models, generator(self._seed, "planner/calls", self._replication))
         self._asking.ask(effect)
 
     # -- engines ------------------------------------------------------------------------------------------------------------------

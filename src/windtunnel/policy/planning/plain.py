@@ -10,7 +10,7 @@ from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from windtunnel.errors import PlanContractError
-from windtunnel.policy.planning.calls import Answer, Call, CallError
+from windtunnel.policy.planning.calls import Answer, CallError
 from windtunnel.policy.planning.contract import PredictResponse, StageResponse, StageResponseWire
 from windtunnel.policy.planning.plugin import Registration
 
@@ -91,12 +91,6 @@ def answer_of(data: Mapping[str, Any]) -> Answer:
         response = build(StageResponse, data["stage"])
     error = build(CallError, data["error"]) if "error" in data else None
     return Answer(data["plugin_id"], response, error, data.get("started_at"), data.get("finished_at"))
-
-
-def call_plain(call: Call) -> dict[str, Any]:
-    """A call for the log, without what answers it and without the context, which follows from the events."""
-    return {"plugin_id": call.plugin_id, "generation": call.generation, "stage": call.stage.value, "timeout_s": call.timeout_s,
-            "transport": call.transport, "tick_at": call.request.tick_at}
 
 
 def registration_of(data: Mapping[str, Any]) -> Registration:

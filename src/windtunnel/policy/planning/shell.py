@@ -14,16 +14,15 @@ from windtunnel.errors import PlannerConfigError, PluginRefusedError
 from windtunnel.events import (
     Answered,
     Arrived,
-    Cancelled,
     Commanded,
     Event,
-    Finished,
     PoolsObserved,
     ReplicaBooting,
     ReplicaGone,
     ReplicaReady,
     Request,
     ScaleAnswered,
+    StepReported,
     Woke,
 )
 from windtunnel.policy.planning.audit import Journal, Record
@@ -90,10 +89,10 @@ class PipelinePlanner:
         self._on: dict[type, Callable[[Any, float], Sequence[Effect]]] = {
             Arrived: self._arrived, ReplicaBooting: self._booting, ReplicaReady: self._ready, ReplicaGone: self._gone,
             PoolsObserved: self._pools_observed, ScaleAnswered: self._scaled, Answered: self._answered, Woke: self._woke,
-            Commanded: self._commanded,
+            Commanded: self._commanded, StepReported: self._reported,
         }
         self._observes = self.observer.events
-        self.events: frozenset[type] = frozenset(self._on) | self._observes | {Finished, Cancelled}
+        self.events: frozenset[type] = frozenset(self._on) | self._observes
         for attached in plugins:
             self._attach(attached)
 
@@ -276,6 +275,12 @@ class PipelinePlanner:
         if lost:
             self.journal.add("replica_lost", "", pool.frame.component, replica=event.replica, reason=event.reason)
         return self.rollout.step(now)
+
+    def _reported(self, event: StepReported, now: float) -> Sequence[Effect]:
+        pool = self._of_replica.get(event.replica)
+        if pool is not None:
+            self.observer.report(pool.frame.component, event.report)
+        return NOTHING
 
     def _pools_observed(self, event: PoolsObserved, now: float) -> Sequence[Effect]:
         for name, seen in event.pools.items():
