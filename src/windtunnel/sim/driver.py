@@ -26,7 +26,7 @@ from windtunnel.sim.sampling import Sampler
 from windtunnel.sim.scrape import Scraper
 from windtunnel.sim.service import Job
 from windtunnel.sim.step_reports import REPORT_S, teller
-from windtunnel.sources.seeding import generator
+from windtunnel.sources.seeding import PolicyRng
 from windtunnel.sources.source import Source
 
 GIVES = frozenset({"fpm", "started", "first_token", "progress", "scrape", "prefix_blocks", "route_key", "token_counts"})
@@ -259,7 +259,7 @@ class SimDriver:
     def _ask(self, effect: fx.Ask) -> None:
         if self._asking is None:
             models = getattr(self.control.planner, "call_models", {})
-            self._asking = Asking(self.agenda, self._deliver, models, generator(self._seed, "planner/calls", self._replication))
+            self._asking = Asking(self.agenda, self._deliver, models, PolicyRng(self._seed, "planner/calls", self._replication))
         self._asking.ask(effect)
 
     # -- engines ------------------------------------------------------------------------------------------------------------------

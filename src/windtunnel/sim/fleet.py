@@ -208,6 +208,8 @@ class SimFleet:
         if pool.engine.draws:
             options["rng"] = generator(self._seed, f"pool/{pool.name}/replica/{ordinal}/noise", self._replication)
         if isinstance(pool.engine, ServiceConfig):
+            for engine_only in ("on_report", "fpm_interval_s"):
+                options.pop(engine_only, None)
             return service_engine(name, pool.engine, self.agenda, **options)
         return SimEngine(name, pool.engine, pool.step_model, self.agenda, **options)
 

@@ -51,15 +51,16 @@ def build(kind: Any, data: Any) -> Any:
         return build(StageResponseWire, kind_data).unwrap()
     if isinstance(kind, type) and issubclass(kind, Enum):
         return kind(data)
-    if is_dataclass(kind):
+    if isinstance(kind, type) and is_dataclass(kind):
         hints = _hints(kind)
         unknown = sorted(set(data) - hints.keys())
         if unknown:
-            raise PlanContractError(f"{kind.__name__}.{unknown[0]}: unknown field")  # type: ignore[union-attr]
+            raise PlanContractError(f"{kind.__name__}.{unknown[0]}: unknown field")
         try:
-            return kind(**{name: build(hints[name], item) for name, item in data.items()})
+            made: Any = kind
+            return made(**{name: build(hints[name], item) for name, item in data.items()})
         except TypeError as error:
-            raise PlanContractError(f"{kind.__name__}: {error}") from None  # type: ignore[union-attr]
+            raise PlanContractError(f"{kind.__name__}: {error}") from None
     return float(data) if kind is float and type(data) is int else data
 
 

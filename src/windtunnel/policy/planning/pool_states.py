@@ -114,7 +114,8 @@ class Pool:
     def _count(self, name: str, known: Mapping[str, float]) -> int | None:
         if self.starting or self.ready or self.draining:
             return len(known)
-        return self._observed.get(name, len(known) if self._seen else None)
+        seen: int | None = self._observed.get(name, len(known) if self._seen else None)
+        return seen
 
     @property
     def baseline(self) -> int | None:
