@@ -481,7 +481,7 @@ class PipelinePlanner:
                 self.journal.add("scale_up_stuck", "", component, expected=expected, ready=pool.expected)
             if pool.outstanding is not None and now - pool.outstanding[1] > LOST_ANSWER_S:
                 self._unknown_since = pool.outstanding[1] if self._unknown_since is None else self._unknown_since
-                pool.outstanding = None
+                pool.outstanding, pool.expected, pool.asked = None, None, 0
                 self.rollout.drop(component)
         if self._unknown_since is not None and now - self._unknown_since > scaler.stuck_retry_s:
             self._unknown_since = None  # nobody will tell: a frozen planner is worse than a plan from what is there
