@@ -62,5 +62,6 @@ def pull(snapshot: Snapshot, tick_at: float, scale_s: float) -> Pull:
 
 
 def needs_of(snapshot: Snapshot) -> frozenset[str]:
-    """What a driver must be able to produce: `fpm` if any plugin looks at engine reports."""
-    return frozenset({"fpm"}) if any(e.blocks[1] for e in snapshot.entries) else frozenset()
+    """What a driver must be able to produce: `fpm` if any plugin names engine reports. Who needs nothing in particular takes what is there."""
+    named = (path for e in snapshot.entries for path in (*e.registration.needs, *e.registration.requires))
+    return frozenset({"fpm"}) if any(path.startswith("observations.fpm") for path in named) else frozenset()
