@@ -22,10 +22,13 @@ from windtunnel.events import (
     Failed,
     Finished,
     FirstToken,
+    Progressed,
     ReplicaBooting,
     ReplicaGone,
     ReplicaReady,
     Request,
+    Scrape,
+    Scraped,
     Woke,
 )
 from windtunnel.policy.admission.aimd import Aimd
@@ -105,7 +108,8 @@ class ControlMachine(RuleBasedStateMachine):
         lanes = [lane(n, pool) for n, pool in enumerate(POOLS)]
         self.control = Control(lanes=lanes, fleet=Fleet(), tenants={"a": 2.0}, settings=ControlSettings(
             attempts=attempts, queue_wait_timeout_s=timeout_s, hold_unready_s=hold_s, cancel_late=watch,
-            first_token_s=2.0 if watch else None, wall_s=6.0 if watch else None))
+            first_token_s=2.0 if watch else None, wall_s=6.0 if watch else None, idle_s=1.5 if watch else None,
+            cancellation_deadline_s=1.0 if watch else None))
         self.settings = self.control.settings
         self.now, self.count, self.stopped = 0.0, 0, False
         self.wakes: dict[str, float] = {}
@@ -214,6 +218,34 @@ class ControlMachine(RuleBasedStateMachine):
         request_id = self.pick(n)
         self.do(FirstToken(request_id, *self.attempts[request_id]))
 
+    @precondition(lambda self: self.attempts)
+    @rule(n=st.integers(0, 30), tokens=st.integers(0, 64))
+    def tokens_come(self, n: int, tokens: int) -> None:
+        request_id = self.pick(n)
+        self.do(Progressed(self.attempts[request_id][1], ((request_id, tokens), ("nobody", 3))))
+
+    @rule(replica=st.sampled_from(REPLICAS))
+    def scrape_shows_that_stopped_attempts_are_gone(self, replica: str) -> None:
+        """The engine has dropped, without a word, what it did not stop in time."""
+        self.now += 0.01
+        self.forget_quarantined(replica)
+        self.do(Scraped(replica, Scrape(self.now, sum(r == replica for _, r in self.attempts.values()), 0)))
+
+    def forget_quarantined(self, replica: str) -> list[str]:
+        held = list(self.control.flow.quarantined.get(replica, ()))
+        for request_id in held:
+            self.over(request_id)
+        return held
+
+    @rule(replica=st.sampled_from(REPLICAS), name=st.sampled_from(["drain", "undrain"]))
+    def operator(self, replica: str, name: str) -> None:
+        self.do(Commanded(name, {"replica": replica}))
+
+    @rule(weight=st.sampled_from([0.5, 3.0]), timeout_s=st.sampled_from([None, 0.5]))
+    def reconfigured(self, weight: float, timeout_s: float | None) -> None:
+        if not self.settings.queue_wait_timeout_s:  # a promise of before would not bind what came before it
+            self.do(Commanded("reconfigure", {"tenants": {"b": weight}, "settings": {"hold_unready_s": timeout_s}}))
+
     @precondition(lambda self: self.past)
     @rule(n=st.integers(0, 100), kind=st.sampled_from(["finished", "failed", "token"]))
     def an_event_comes_twice_or_too_late(self, n: int, kind: str) -> None:
@@ -242,6 +274,7 @@ class ControlMachine(RuleBasedStateMachine):
 
     @rule(replica=st.sampled_from(REPLICAS))
     def replica_boots(self, replica: str) -> None:
+        self.forget_quarantined(replica)
         self.do(ReplicaBooting(replica, replica[0]))
 
     @rule(replica=st.sampled_from(REPLICAS), notice_s=st.sampled_from([None, None, 1.0]))

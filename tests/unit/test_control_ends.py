@@ -41,6 +41,7 @@ class Bench:
 
     def __init__(self, *, limit: int = 1, queue: Queue | None = None, breaker: BreakerGate | None = None, aimd: Aimd | None = None,
                  replicas: int = 1, **settings: object) -> None:
+        settings.setdefault("cancellation_deadline_s", None)  # tests of their own: test_control_commands.py
         factory = (aimd or Fixed(limit)).build(BuildContext())
         self.admission = RequestAdmission(factory, breaker=Breaker(breaker) if breaker else None)
         self.lane = Lane("chat", queue=FairTaskQueue() if queue is None else queue, admission=self.admission,

@@ -29,15 +29,28 @@ class Book:
         self.tallies: dict[tuple[str, int], Tally] = {}
         self.wanted: dict[str, float] = {}
         self.expected: dict[str, int] = {}  # replicas that the planner has asked for, by pool
-        self.late_events = 0
+        self.late_events = self.cancel_forced = 0
+        self.quarantined: dict[str, dict[str, float]] = {}  # by replica: attempts that did not end in time after a cancel, and since when
+        self._heard: dict[str, tuple[int, int, float]] = {}  # (dispatch, output tokens, since) of streams, while there is an idle watchdog
         self.stopped = False
         self.planned = False  # does a planner size the pools? Then an empty lane can come to life
-        gated = any(lane.gates is not None and "first_token" in lane.gates.needs for lane in lanes)
-        self.tracks_first_token = settings.attempts > 1 or settings.first_token_s is not None or settings.cancel_late or gated
-        self._watches = settings.first_token_s is not None or settings.wall_s is not None or settings.cancel_late
+        self._gated = any(lane.gates is not None and "first_token" in lane.gates.needs for lane in lanes)
+        self.follow(settings)
         self._groups: dict[str, Group] = {}
         self.dirty: list[Lane] = []
         self._queue_timers, self._watch_timers = Timers(), Timers()
+
+    def follow(self, settings: ControlSettings) -> None:
+        """Take other settings; clocks that run go on as they were set."""
+        self.settings = settings
+        self.tracks_first_token = (settings.attempts > 1 or settings.first_token_s is not None or settings.idle_s is not None
+                                   or settings.cancel_late or self._gated)
+        self._watches = settings.first_token_s is not None or settings.wall_s is not None or settings.cancel_late
+
+    def retune(self, tenants: Mapping[str, float]) -> None:
+        """Other weights; they count for what is queued from now on."""
+        self._tenants = dict(tenants)
+        self._groups.clear()
 
     def _arm_waiting(self, opened: OpenRequest) -> None:
         settings, timers, request = self.settings, self._queue_timers, opened.request

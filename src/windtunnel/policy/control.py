@@ -33,6 +33,7 @@ from windtunnel.events import (
     Woke,
 )
 from windtunnel.policy import snapshot
+from windtunnel.policy.commands import carry_out
 from windtunnel.policy.flow import Flow
 from windtunnel.policy.lane import Lane
 from windtunnel.policy.open_request import CLOSING
@@ -59,7 +60,7 @@ class Control:
         self.settings = settings or ControlSettings()
         self.flow = flow = Flow(lanes, fleet, tenants or {}, self.settings)
         self.needs = self._union_of_needs()
-        self.seq = 0
+        self.seq = self.commands_refused = 0
         self._now = float("-inf")
         self._busy = self._began = False
         self._noting = "request" in wants
@@ -110,12 +111,14 @@ class Control:
         known = self.fleet.replicas.get(event.replica)
         served = known is not None and known.state != BOOTING
         self.fleet.booting(event, self._now)
+        if self.flow.quarantined:
+            self.flow.restarted(event.replica)
         if served:  # it starts anew: what it gave is missing until it is ready
             self.flow.capacity_changed(event.pool, less=True)
 
     def _ready(self, event: ReplicaReady) -> None:
         self.fleet.ready(event, self._now)
-        self._changed("ready", event.replica, event.pool)
+        self.changed("ready", event.replica, event.pool)
 
     def _gone(self, event: ReplicaGone) -> None:
         replica = self.fleet.replicas.get(event.replica)
@@ -125,13 +128,13 @@ class Control:
         pool, now = replica.pool, self._now
         if event.effective_at is not None and event.effective_at > now:
             self.fleet.draining(event.replica, now)
-            self._changed("draining", event.replica, pool)
+            self.changed("draining", event.replica, pool)
             return
         self.flow.lost(event.replica, event.reason)
         self.fleet.gone(event.replica, now)
-        self._changed("gone", event.replica, pool)
+        self.changed("gone", event.replica, pool)
 
-    def _changed(self, kind: str, replica: str, pool: str) -> None:
+    def changed(self, kind: str, replica: str, pool: str) -> None:
         lane = self.flow.lane_of_pool(pool)
         if lane is not None:
             lane.router.changed(ReplicaChange(kind, replica), self._now)
@@ -139,6 +142,8 @@ class Control:
 
     def _scraped(self, event: Scraped) -> None:
         self.fleet.scraped(event, self._now)
+        if self.flow.quarantined:
+            self.flow.scraped(event)
 
     # -- time, commands, planner --------------------------------------------------------------------------------------------------
 
@@ -147,8 +152,7 @@ class Control:
         self.flow.woke(event.key)
 
     def _commanded(self, event: Commanded) -> None:
-        if event.name == "stop":
-            self.flow.stop()
+        carry_out(self, event, self._now)
 
     def _ignored(self, event: Event) -> None:
         """Events that only the planner reads."""
@@ -182,8 +186,8 @@ class Control:
 
     def _union_of_needs(self) -> frozenset[str]:
         needs: set[str] = {"first_token"} if self.flow.tracks_first_token else set()
-        if self.fleet.accounting != "in_flight":
-            needs.add("scrape")
+        if self.settings.idle_s is not None:
+            needs.add("progress")
         for lane in self.lanes:
             needs |= lane.router.needs | getattr(lane.queue, "needs", frozenset())
             needs |= frozenset() if lane.gates is None else lane.gates.needs

@@ -21,6 +21,8 @@ class Endings(Book):
         if opened is None or opened.dispatches != event.dispatch or opened.state == WAITING:
             self.late_events += 1
             return
+        if self.quarantined:
+            self._forget_quarantine(opened)
         rtt_s = None if event.first_token_s is None else event.first_token_s - opened.sent_s
         if opened.lane.signal != "ttft":
             rtt_s = opened.lane.latency_s(event, opened.sent_s, self.now)
@@ -47,6 +49,8 @@ class Endings(Book):
                       output_tokens: int | None = None) -> None:
         """An attempt ended without success: release, then try again or close the request."""
         gates = opened.lane.gates
+        if self.quarantined:
+            self._forget_quarantine(opened)
         self._release(opened, opened.lease_outcome or outcome, None, retry_after_s, output_tokens)
         request = opened.request
         end = outcome_of(outcome, reason)
@@ -62,6 +66,12 @@ class Endings(Book):
             return
         self._count_end(opened.tally, end.state)
         self.out.append(fx.Close(request.id, end.state, end.outcome, reason, retry_after_s))
+
+    def _forget_quarantine(self, opened: OpenRequest) -> None:
+        """It has ended after all."""
+        held = self.quarantined.get(opened.replica, {})
+        if held.pop(opened.request.id, None) is not None and not held:
+            del self.quarantined[opened.replica]
 
     def _settle(self, opened: OpenRequest, outcome: str, input_tokens: int | None, output_tokens: int | None) -> None:
         """Gates learn how a request ended, once, when nothing of it runs any more. Tokens None: unknown, then the most it could be."""
@@ -93,8 +103,27 @@ class Endings(Book):
             self.mark(lane)
 
     def cancelled(self, event: Cancelled) -> None:
-        opened = self.open.get(event.request_id or "")
-        if opened is None or opened.state == CLOSING:
+        if event.request_id is None:
+            self._session_over(event)
+            return
+        opened = self.open.get(event.request_id)
+        if opened is not None:
+            self._cancel(opened, event)
+
+    def _session_over(self, event: Cancelled) -> None:
+        """The whole session is given up: what is open of it ends, in order of arrival; routers forget where it was."""
+        session = event.session
+        if session is None:
+            return
+        for opened in [o for o in self.open.values() if (turn := o.request.turn) is not None and turn.session == session]:
+            self._cancel(opened, event)
+        for lane in self.lanes:
+            abort = getattr(lane.router, "abort", None)
+            if abort is not None:
+                abort(session, self.now)
+
+    def _cancel(self, opened: OpenRequest, event: Cancelled) -> None:
+        if opened.state == CLOSING:
             return
         if opened.state == WAITING:
             self._end_waiting(opened.request.id, make_denial("queue", "cancellation"), event.outcome)
@@ -111,6 +140,8 @@ class Endings(Book):
         request_id = opened.request.id
         self.out.append(fx.Close(request_id, state, outcome, reason))
         self.out.append(fx.Cancel(request_id, opened.dispatches, opened.replica, reason))
+        if self.settings.cancellation_deadline_s is not None:
+            self._watch(self.now + self.settings.cancellation_deadline_s, opened, "cancel")
 
     def _end_waiting(self, request_id: str, denial: Denial, outcome: str | None = None, *, at_the_door: bool = False) -> None:
         """A waiting request ends: never dispatched -> Reject, dispatched before -> Close. at_the_door: gates have their charge back."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from windtunnel.policy.admission.denial import make_denial
-from windtunnel.policy.endings import Endings
-from windtunnel.policy.open_request import RUNNING, WAITING
+from windtunnel.policy.open_request import RUNNING, WAITING, OpenRequest
 from windtunnel.policy.outcomes import outcome_of
+from windtunnel.policy.quarantine import Quarantine
 
 
-class Expiry(Endings):
+class Expiry(Quarantine):
     """Wakes: `queue` (waiting requests), `watch` (running ones), `requests` (a limit that opens again)."""
 
     def woke(self, key: str) -> None:
@@ -17,7 +17,12 @@ class Expiry(Endings):
             self._expire_due()
         elif key == "watch":
             for request_id, dispatches, reason in self._watch_timers.due(self.now):
-                self._bark(request_id, dispatches, reason)
+                if reason == "cancel":
+                    self.quarantine(request_id, dispatches)
+                elif reason == "idle":
+                    self._listen(request_id, dispatches)
+                else:
+                    self._bark(request_id, dispatches, reason)
             self.want("watch", self._watch_timers.first())
         elif key == "requests":
             for lane in self.lanes:
@@ -53,5 +58,21 @@ class Expiry(Endings):
             end = outcome_of("local_timeout", "deadline_passed")
             self._stop_running(opened, end.state, end.outcome, "deadline_passed")
             return
+        self._gave_no_sign(opened, reason)
+
+    def _listen(self, request_id: str, dispatches: int) -> None:
+        """The idle watchdog of a stream: it looks again when the pause could be over, one clock per stream."""
+        opened, heard, idle_s = self.open.get(request_id), self._heard.get(request_id), self.settings.idle_s
+        if heard is None or heard[0] != dispatches:
+            return  # of an attempt before this one
+        if opened is None or opened.state != RUNNING or opened.dispatches != dispatches or idle_s is None:
+            del self._heard[request_id]
+        elif self.now < heard[2] + idle_s:
+            self._watch(heard[2] + idle_s, opened, "idle")
+        else:
+            del self._heard[request_id]
+            self._gave_no_sign(opened, "idle")
+
+    def _gave_no_sign(self, opened: OpenRequest, reason: str) -> None:
         end = outcome_of("provider_timeout")
         self._stop_running(opened, end.state, end.outcome, f"{reason}_timeout", "provider_timeout")

@@ -161,17 +161,25 @@ class Flow(Expiry):
             self._watch(deadline_s, opened, "late")
 
     def progressed(self, event: Progressed) -> None:
-        """Queues that charge for service learn how far the running requests of a replica are."""
+        """Queues that charge for service, and the idle watchdog, learn how far the running requests of a replica are."""
+        heard = self._heard
         for request_id, output_tokens in event.counts:
             opened = self.open.get(request_id)
-            if opened is not None and opened.state == RUNNING and opened.lane.meter is not None:
+            if opened is None or opened.state != RUNNING:
+                continue
+            if opened.lane.meter is not None:
                 opened.lane.meter.charge(request_id, output_tokens, self.now)
+            if heard and (last := heard.get(request_id)) is not None and output_tokens > last[1]:
+                heard[request_id] = (last[0], output_tokens, self.now)
 
     def first_token(self, event: FirstToken) -> None:
         opened = self.open.get(event.request_id)
         if opened is None or opened.dispatches != event.dispatch or opened.state == WAITING:
             self.late_events += 1
             return
+        if self.settings.idle_s is not None and opened.state == RUNNING and not opened.first_token:
+            self._heard[event.request_id] = (event.dispatch, 1, self.now)
+            self._watch(self.now + self.settings.idle_s, opened, "idle")
         opened.first_token = True
         self.fleet.first_token(event.request_id, event.replica)
         if opened.lane.gates is not None:

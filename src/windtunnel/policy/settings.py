@@ -13,7 +13,8 @@ class ControlSettings:
     """attempts: dispatches per request, redispatch only before the first token. All other fields in seconds; None = off.
 
     hold_unready_s: longest wait for a first replica; queue_wait_timeout_s: longest wait in the queue; cancel_late: stop a request
-    whose deadline passes before its first token; first_token_s, wall_s: watchdogs of one attempt.
+    whose deadline passes before its first token; first_token_s, idle_s, wall_s: watchdogs of one attempt (idle_s: longest pause after the
+    first token; progress may be told every 32 tokens only); cancellation_deadline_s: then the slot of a cancelled attempt is in quarantine.
     """
 
     attempts: Annotated[int, Param(1, 5, 1, label="attempts", help="dispatches per request, the first included")] = 1
@@ -21,7 +22,10 @@ class ControlSettings:
     queue_wait_timeout_s: Annotated[float | None, Param(0.1, 300, 0.1, "s", "queue timeout", "longest wait in the queue")] = None
     cancel_late: Annotated[bool, Param(label="cancel late", help="stop requests whose deadline passed before the first token")] = False
     first_token_s: Annotated[float | None, Param(0.1, 300, 0.1, "s", "first-token watchdog", "longest wait of an attempt for its first token")] = None
+    idle_s: Annotated[float | None, Param(0.1, 300, 0.1, "s", "idle watchdog", "longest pause of a stream; more than 32 tokens take")] = None
     wall_s: Annotated[float | None, Param(1, 3600, 1, "s", "wall watchdog", "longest life of an attempt")] = None
+    cancellation_deadline_s: Annotated[float | None, Param(0.1, 60, 0.1, "s", "cancellation deadline",
+                                                           "time for an engine to end a cancelled attempt, before its slot is in quarantine")] = 5.0
 
     def __post_init__(self) -> None:
         check_number("attempts", self.attempts, lo=1, whole=True)

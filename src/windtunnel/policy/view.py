@@ -86,7 +86,10 @@ class LaneView:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What a `Control` knew at `now` (run seconds), after `seq` events. by_class, deadlines: by priority class."""
+    """What a `Control` knew at `now` (run seconds), after `seq` events. by_class, deadlines: by priority class.
+
+    cancel_forced: cancelled attempts that did not end in time, ever; quarantined: those that still hold a slot, by replica.
+    """
 
     now: float
     seq: int
@@ -99,3 +102,5 @@ class View:
     wakes: Mapping[str, float] = field(default_factory=dict)
     late_events: int = 0
     deadlines: Mapping[int, Deadlines] = field(default_factory=dict)
+    cancel_forced: int = 0
+    quarantined: Mapping[str, int] = field(default_factory=dict)
