@@ -95,6 +95,12 @@ def test_TS_6_equal_outputs_in_simulation_and_against_engines(variant: str | Non
     assert run.meta.complete and live_run.meta.complete
 
 
+def test_a_run_ends_with_local_work_that_no_request_follows() -> None:
+    text = SMALL.replace("rate_rps: 20, count: 10", "rate_rps: 1000, count: 10").replace("requests: 0}", "requests: 0, local_s: 0.2}")
+    source, run = flown(Scenario.load(text))
+    assert source.result is not None and source.result.status == "completed" and run.meta.complete
+
+
 def test_BM_dynamic_requests_no_one_and_many_calls_and_no_hidden_waiters() -> None:
     source, run = simulated(Scenario.load(SMALL))
     by_column: dict[str, set[int]] = {}

@@ -39,6 +39,8 @@ class UpAndDown:
 
     events = frozenset({Arrived, Woke, ReplicaReady, ScaleAnswered, PoolsObserved})
 
+    needs: frozenset[str] = frozenset()
+
     def __init__(self) -> None:
         self.ready: list[str] = []
         self.answers: list[tuple[str, str]] = []

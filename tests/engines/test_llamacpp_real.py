@@ -176,8 +176,12 @@ def test_more_calls_than_slots_wait_and_all_end(server: ServerProcess) -> None:
             await asyncio.sleep(0.01)
         return [t.result()[-1] for t in tasks], waiting, healthy
 
-    ends, waiting, healthy = on(server, flood)
-    assert all(isinstance(e, Ended) for e in ends) and waiting >= 1 and healthy
+    for _ in range(5):  # a loaded machine may look only between the waits
+        ends, waiting, healthy = on(server, flood)
+        assert all(isinstance(e, Ended) for e in ends) and healthy
+        if waiting:
+            break
+    assert waiting >= 1
 
 
 def test_reused_connections_lose_no_call(server: ServerProcess) -> None:

@@ -291,7 +291,8 @@ class LiveDriver:
         clock = RunClock(loop, t0)
         core = ControlLoop(self.control, self.recorder, self._gate, clock, shadow=self._shadow, taps=self._taps,
                            stop_grace_s=self._stop_grace_s)
-        core.hosted = Hosted(self.sources, loop, clock, core.deliver, lambda name, e: core.broken(f"the source {name!r}", e))
+        core.hosted = Hosted(self.sources, loop, clock, core.deliver, lambda name, e: core.broken(f"the source {name!r}", e),
+                             core.maybe_land)
         endpoints = self.fleet.endpoints() if self._shadow is None else ()
         core.watch = watch = Watch(endpoints, self._engines, clock, core.deliver, core.replica_lost,
                                    scrape="scrape" in self.control.needs)

@@ -186,6 +186,8 @@ class Control:
 
     def _union_of_needs(self) -> frozenset[str]:
         needs: set[str] = {"first_token"} if self.flow.tracks_first_token else set()
+        if self.fleet.accounting != "in_flight":
+            needs.add("scrape")
         if self.settings.idle_s is not None:
             needs.add("progress")
         for lane in self.lanes:
