@@ -17,7 +17,7 @@ _HOMES = {
     "Scenario": "lab.scenario", "variants": "lab.scenario", "Run": "lab.run", "Summary": "lab.summary",
     "Comparison": "lab.compare", "Runs": "lab.compare", "compare": "lab.compare", "replicate": "lab.compare",
     "Simulated": "lab.worlds", "Live": "lab.worlds", "Flight": "lab.worlds", "LiveFleet": "live.fleet", "Caps": "live.gate",
-    "replay": "lab.replay", "register": "lab.registry", "Param": "policy.param",
+    "capacity": "lab.capacity", "replay": "lab.replay", "register": "lab.registry", "Param": "policy.param",
     "Control": "policy.control", "ControlSettings": "policy.settings", "default_control": "policy.presets",
     "Queue": "policy.queueing.fair", "Limit": "policy.admission.limit", "Router": "policy.routing.router",
     "Source": "sources.source", "TraceSource": "sources.trace", "ArrivalSource": "sources.arrivals", "open_trace": "sources.traces.open",
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from windtunnel import events as events
     from windtunnel.errors import ConfigError, EngineError, PolicyError, RunError, TraceError, WindtunnelError
     from windtunnel.events import Request
+    from windtunnel.lab.capacity import capacity as capacity
     from windtunnel.lab.compare import Comparison, Runs, compare, replicate
     from windtunnel.lab.registry import register
     from windtunnel.lab.replay import replay

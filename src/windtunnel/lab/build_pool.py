@@ -54,7 +54,7 @@ def build_pool(name: str, spec: PoolSpec, base: Path) -> Pool:
         tp=spec.tp, role=spec.role, startup=_startup(spec.startup, arch, dtype, spec.tp, base), gpus_per_replica=spec.tp,
         price_usd_per_hour=price, power_w=card.power_w, idle_w=card.idle_w, scrape=_scrape(spec, base),
         weight=1.0 if spec.weight == "auto" else spec.weight, drain_timeout_s=spec.drain_timeout_s,
-        provenance=f"{_provenance(spec, step_model)} | kv_capacity {_capacity(spec, measured)}")
+        provenance=_timing(spec, step_model, measured))
 
 
 def _as_measured(spec: PoolSpec, base: Path) -> PoolSpec:
@@ -196,6 +196,13 @@ def _capacity(spec: PoolSpec, measured: Profile | None) -> str:
     if measured is not None and measured.kv_blocks is not None and measured.gpu == spec.gpu:
         return "measured"
     return "computed (kv_capacity_unmatched)"
+
+
+def _timing(spec: PoolSpec, step_model: StepModel, measured: Profile | None) -> str:
+    """Where the times of a pool come from, for the run's `timing` line."""
+    if spec.service is not None:
+        return f"{spec.model} / {spec.gpu}×{spec.tp} | stations that serve in seconds, no engine model"
+    return f"{_provenance(spec, step_model)} | kv_capacity {_capacity(spec, measured)}"
 
 
 def _provenance(spec: PoolSpec, step_model: StepModel) -> str:

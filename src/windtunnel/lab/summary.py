@@ -82,12 +82,13 @@ class Summary:
         return "\n".join(self.lines())
 
     def lines(self) -> list[str]:
-        """load, ttft_s, tpot_s, cost: at most 80 columns each."""
+        """load, ttft_s, tpot_s, e2e_s where it is bounded or nothing is told token by token, cost: at most 80 columns each."""
         v = self.values
         good = f"   good {number(v['goodput_rps'])} rps ({share(v['good_fraction'])})" if v["offered"] else ""
         load = f"load    offered {number(v['offered_rps'])} rps{good}   rejected {share(v['rejected_fraction'])}   {v['basis']}"
         out = [load]
-        for name in ("ttft_s", "tpot_s"):
+        timed = bool(self._stats["tpot_s"]["max"])  # stations serve in seconds and tell no tokens
+        for name in ("ttft_s", *(("tpot_s",) if timed else ()), *(("e2e_s",) if not timed or _bound(self.slo, "e2e_s") else ())):
             s = self._stats[name]
             mark = "*" if s["n"] and s["n"] < 100 else ""  # type: ignore[operator]
             line = f"{name:<7} p50 {number(s['p50']):<7} p95 {number(s['p95']):<7} p99 {number(s['p99']) + mark:<7}"
