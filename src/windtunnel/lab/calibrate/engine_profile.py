@@ -83,7 +83,7 @@ def fit(measured: Sequence[Measured], *, engine: str, slots: int, ctx_tokens: in
             waves.setdefault(m.cell.concurrency, []).extend((kv, s) for s in m.step_s)
     if 1 not in waves:
         raise ConfigError("no decode step could be measured: every request failed or was too short")
-    kv_slope = max(0.0, median([s for b in waves.values() for s in _slopes(b)] or [0.0]))
+    kv_slope = max(0.0, median([s for b in waves.values() for s in slopes(b)] or [0.0]))
     decode = tuple((b, max(1e-6, median([s - kv_slope * kv for kv, s in points]))) for b, points in sorted(waves.items()))
     first: dict[int, list[float]] = {}
     for m in measured:
@@ -102,7 +102,8 @@ def _rising(values: Sequence[float]) -> list[float]:
     return list(accumulate(values, max))
 
 
-def _slopes(points: Sequence[tuple[float, float]]) -> list[float]:
+def slopes(points: Sequence[tuple[float, float]]) -> list[float]:
+    """Of the lines through every two points."""
     return [(y2 - y1) / (x2 - x1) for i, (x1, y1) in enumerate(points) for x2, y2 in points[i + 1:] if x2 != x1]
 
 
