@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import pandas as pd
 import pyarrow as pa
 
 from windtunnel import effects as fx
@@ -36,6 +37,8 @@ class DecisionRows:
         kind = type(effect)
         if kind is fx.Note:
             self.note(seq, now, effect)
+            if effect.kind == "plan" and effect.stream == "planner":
+                self._plan(seq, now, event, effect.data or {}, waiting, running)
         if not self._everything and (kind is fx.Note or kind is fx.WakeAt):
             return
         row: dict[str, Any] = dict.fromkeys(_NAMES)
@@ -48,6 +51,18 @@ class DecisionRows:
         if row["replica"] is not None:
             row["pool"] = pool_of.get(row["replica"])
         self._rows.append(tuple(row.values()))
+
+    def _plan(self, seq: int, now: float, event: Event, tick: Mapping[str, Any], waiting: int, running: int) -> None:
+        """One row per pool that the tick planned for; a planner that tells no pools gives one row."""
+        pools: Mapping[str, Any] = tick.get("components") or {tick.get("pool", ""): tick}
+        for name, plan in pools.items():
+            reasons = plan.get("plan_reasons")
+            row: dict[str, Any] = dict.fromkeys(_NAMES)
+            row.update(seq=len(self._rows) + 1, t_s=now, cause=type(event).__name__, cause_seq=seq, effect="plan", policy="planner",
+                       kind=tick.get("action"), reason=reasons[0] if reasons else tick.get("reason"), pool=name or None,
+                       value=plan.get("planned"), value_before=plan.get("baseline"), queue_len=waiting, in_flight=running,
+                       applied=True, control=self._control, detail=_text({"tick": tick.get("tick"), "tick_at": tick.get("tick_at"), **plan}))
+            self._rows.append(tuple(row.values()))
 
     def note(self, seq: int, now: float, note: fx.Note) -> None:
         """One row of the notes table; seq 0: not of a control, but of a source or the world."""
@@ -103,3 +118,13 @@ class DecisionRows:
 def _by_column(names: tuple[str, ...], rows: list[tuple[Any, ...]]) -> dict[str, Any]:
     found = list(zip(*rows)) if rows else [()] * len(names)
     return dict(zip(names, found))
+
+
+def plans_of(decisions: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a planner's ticks, `detail` unpacked into columns: t_s, pool, then what the planner told of the tick."""
+    rows = decisions[decisions["effect"] == "plan"]
+    told = [json.loads(text) for text in rows["detail"]]
+    out = pd.DataFrame(told, index=range(len(rows)))
+    out.insert(0, "t_s", rows["t_s"].to_numpy())
+    out.insert(1, "pool", rows["pool"].astype(object).to_numpy())
+    return out

@@ -1,7 +1,7 @@
 """The recorder: what happened and what was decided, appended to columns as it happens, by record level.
 
-`requests`: one row per original request, at its last end; `decisions`: also one row per effect except WakeAt and Note; `full`: also those,
-the notes, the engines' steps and the log. A step costs about a microsecond at level `requests`: dictionary look-ups and one tuple per
+`requests`: one row per original request, at its last end; `decisions`: also one row per effect except WakeAt and Note, one per pool and
+tick of a planner, and the planner's notes; `full`: also those, all notes, the engines' steps and the log. A step costs about a microsecond at level `requests`: dictionary look-ups and one tuple per
 request, turned into typed columns every few thousand rows.
 """
 
@@ -30,7 +30,7 @@ STREAMS = frozenset({"scheduler", "request", "routing", "session", "planner", "f
 
 def wants_of(level: str) -> frozenset[str]:
     """The note streams that a record level keeps."""
-    return STREAMS if level == "full" else frozenset()
+    return STREAMS if level == "full" else frozenset({"planner"}) if level == "decisions" else frozenset()
 
 
 class Recorder:
@@ -87,7 +87,7 @@ class Recorder:
         """A note of a source or of the world itself, not an effect of the control. `client_gave_up` ends originals."""
         if note.kind == GAVE_UP:
             self._originals.gave_up(now, note)
-        if self._details is not None:
+        if self._details is not None and note.stream in self.wants:
             self._details.note(0, now, note)
 
     def sample(self, now: float, name: str, key: str, value: float) -> None:
@@ -119,9 +119,8 @@ class Recorder:
             "series": lambda: tables.arrow_table("series", dict(zip(("t_s", "name", "key", "value"), self._series))),
         }
         if self._details is not None:
-            made["decisions"] = self._details.decisions
+            made |= {"decisions": self._details.decisions, "notes": self._details.notes}
             if self.level == "full":
-                made["notes"] = self._details.notes
                 made["steps"] = lambda: pa.concat_tables([tables.arrow_table("steps", {}), *self._steps]).unify_dictionaries()
         log = self.log
         kept = None if log is None else (log.data() if log.path is None else log.path)

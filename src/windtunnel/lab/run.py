@@ -13,6 +13,7 @@ import pandas as pd
 
 from windtunnel.errors import RunCorruptError, RunNotRecordedError
 from windtunnel.lab import columns, metrics, render, store
+from windtunnel.lab.decisions import plans_of
 from windtunnel.lab.expression import Expression
 from windtunnel.lab.metrics import Requests
 from windtunnel.lab.summary import Summary, names_of, number
@@ -125,8 +126,13 @@ class Run:
 
     @property
     def notes(self) -> pd.DataFrame:
-        """One row per note of a policy; needs record: full."""
+        """One row per note of a policy; needs record: decisions, which keeps the planner's; full keeps all."""
         return self.tables.frame("notes")
+
+    @property
+    def plans(self) -> pd.DataFrame:
+        """One row per pool and tick of the planner, from the decisions; needs record: decisions."""
+        return plans_of(self.decisions)
 
     # -- numbers ------------------------------------------------------------------------------------------------------------------
 

@@ -153,7 +153,7 @@ SCHEMAS: Mapping[str, tuple[Column, ...]] = {
     "requests": REQUESTS, "decisions": DECISIONS, "replicas": REPLICAS, "steps": STEPS, "series": SERIES, "notes": NOTES,
 }
 LEVEL_OF: Mapping[str, str] = {
-    "requests": "requests", "decisions": "decisions", "replicas": "requests", "steps": "full", "series": "requests", "notes": "full",
+    "requests": "requests", "decisions": "decisions", "replicas": "requests", "steps": "full", "series": "requests", "notes": "decisions",
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -48,13 +49,28 @@ class Record:
             raise PlanContractError(f"record.{self.kind}: expected the keys {sorted(keys)}, got {sorted(self.data)}")
 
 
+BUCKETS: Mapping[str, tuple[float, ...]] = {
+    "plugin_latency_seconds": (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0),
+    "tick_duration_seconds": (0.01, 0.05, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0),
+}
+
+
+@dataclass(slots=True)
+class Histogram:
+    """counts: by upper bound of BUCKETS, not cumulative, the last one for what is larger; total: sum of the values."""
+
+    counts: list[int]
+    total: float = 0.0
+
+
 class Journal:
-    """Takes records while `on`; counters are kept always: name and label values -> count."""
+    """Takes records while `on`; counters and histograms are kept always: name and label values -> count."""
 
     def __init__(self, on: bool = False) -> None:
         self.on, self.tick = on, 0
         self.now = 0.0
         self.counts: dict[tuple[str, ...], int] = {}
+        self.histograms: dict[tuple[str, ...], Histogram] = {}
         self._seq = 0
         self._fresh: list[Record] = []
 
@@ -66,6 +82,15 @@ class Journal:
 
     def count(self, *key: str) -> None:
         self.counts[key] = self.counts.get(key, 0) + 1
+
+    def observe(self, name: str, value: float, *labels: str) -> None:
+        """One value of a histogram; a value on a bound is under it."""
+        key = (name, *labels)
+        found = self.histograms.get(key)
+        if found is None:
+            found = self.histograms[key] = Histogram([0] * (len(BUCKETS[name]) + 1))
+        found.counts[bisect_left(BUCKETS[name], value)] += 1
+        found.total += value
 
     def take(self) -> tuple[Record, ...]:
         """The records since the last call."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from windtunnel.policy.planning.budget import HOLD, RECONCILE
+from windtunnel.policy.planning.contract import ObservationData, PredictionData, PredictResponse, Stage, StageResponse
+from windtunnel.policy.planning.forecast import Score
 from windtunnel.policy.planning.merge import MergeOutcome
 from windtunnel.policy.planning.pipeline import TickOutcome
 from windtunnel.policy.planning.reasons import LoadReason, PlanReason, ThroughputReason
+from windtunnel.policy.planning.said import observed_plain, said_plain
 
 LOAD, THROUGHPUT, PREDICT = "builtin_load_propose", "builtin_throughput_propose", "builtin_load_predict"
 GUARDS = {HOLD, RECONCILE}
@@ -17,7 +20,11 @@ GUARDS = {HOLD, RECONCILE}
 
 @dataclass(slots=True)
 class TickDiagnostics:
-    """One tick. components: by name: baseline, proposed, reconciled, constrained, planned, winner, clamps and the three kinds of reasons."""
+    """One tick. components: by name: baseline, proposed, reconciled, constrained, planned, winner, clamps, ready, starting, draining,
+    expected and the three kinds of reasons. forecast: errors of past ones by field; reason: why a tick that ended early did.
+
+    observed, predictions, answers: what was seen, predicted and said, as it was; `plain` writes them flat.
+    """
 
     tick: int
     tick_at: float
@@ -32,23 +39,42 @@ class TickDiagnostics:
     failed: list[tuple[str, str]] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
     conflicts: list[str] = field(default_factory=list)
+    reason: str = ""
+    observed: ObservationData | None = None
+    predictions: PredictionData | None = None
+    answers: list[tuple[str, Stage, PredictResponse | StageResponse, bool]] = field(default_factory=list)
 
     def plain(self) -> dict[str, Any]:
-        """As a dict of plain values."""
-        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+        """As a dict of plain values; predictions are part of `forecast`: rps, isl, osl, window_s, horizon_s, source, errors."""
+        out = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in ("observed", "predictions", "answers")}
+        out["forecast"] = {**_forecast(self.predictions), "errors": self.forecast}
+        out["observed"] = observed_plain(self.observed)
+        out["answers"] = [said_plain(*answer) for answer in self.answers]
+        return out
+
+
+def _forecast(ahead: PredictionData | None) -> dict[str, Any]:
+    if ahead is None:
+        return {}
+    rps = ahead.predicted_num_req / ahead.window_s if ahead.predicted_num_req is not None and ahead.window_s else None
+    return {"rps": rps, "isl": ahead.predicted_isl, "osl": ahead.predicted_osl, "window_s": ahead.window_s, "horizon_s": ahead.horizon_s,
+            "source": ahead.source}
 
 
 def describe(diagnostics: TickDiagnostics, outcome: TickOutcome, baseline: Mapping[str, int | None], planned: Mapping[str, int],
-             reasons: Mapping[str, tuple[str, ...]], plugins: Mapping[str, Any]) -> TickDiagnostics:
+             reasons: Mapping[str, tuple[str, ...]], plugins: Mapping[str, Any], observed: ObservationData | None = None) -> TickDiagnostics:
     """Fill in a tick: who decided, what was clamped, why. plugins: the in-process ones by id, for what they say of themselves."""
     d = outcome.diagnostics
     diagnostics.held_over, diagnostics.skipped, diagnostics.failed = d.held_over, d.skipped, d.failed
+    diagnostics.observed, diagnostics.answers, diagnostics.predictions = observed, d.said, outcome.chain.predictions
+    diagnostics.reason = outcome.short_circuit_reason or ""
     stages = [("proposed", outcome.propose), ("reconciled", outcome.reconcile), ("constrained", outcome.constrain)]
     for _, merged in stages:
         if merged is not None:
             diagnostics.ignored.extend(merged.ignored)
             diagnostics.conflicts.extend(c.component for c in merged.conflicts)
     numbers = {name: _numbers(merged) for name, merged in stages}
+    pools = observed.workers.pools if observed is not None and observed.workers is not None else {}
     for component, base in baseline.items():
         row: dict[str, Any] = {"baseline": base}
         known: int | None = base
@@ -61,6 +87,8 @@ def describe(diagnostics: TickDiagnostics, outcome: TickOutcome, baseline: Mappi
         guarded = next((r for r in row["plan_reasons"] if r in GUARDS), None)
         row["load_reason"] = _loop_reason(component, outcome, LOAD, plugins, guarded, LoadReason)
         row["throughput_reason"] = _loop_reason(component, outcome, THROUGHPUT, plugins, guarded, ThroughputReason)
+        if component in pools:
+            row |= {name: getattr(pools[component], name) for name in ("ready", "starting", "draining", "expected")}
         diagnostics.components[component] = row
     _say_plugins(diagnostics, plugins)
     return diagnostics
@@ -131,8 +159,21 @@ _MOVES = frozenset({LoadReason.SCALE_UP, LoadReason.SCALE_DOWN, ThroughputReason
 def _say_plugins(diagnostics: TickDiagnostics, plugins: Mapping[str, Any]) -> None:
     throughput, predict = plugins.get(THROUGHPUT), plugins.get(PREDICT)
     if throughput is not None:
-        diagnostics.capacity = {role: {"rps": rps, "eligible": throughput.eligible.get(role)} for role, rps in throughput.capacity_rps.items()}
+        diagnostics.capacity = {role: {"rps": rps, "eligible": throughput.eligible.get(role), "planned_rps": throughput.rates.get(role),
+                                       "needed": throughput.needed.get(role)} for role, rps in throughput.capacity_rps.items()}
         diagnostics.queue = {role: {"waiting": pair[0], "fits": pair[1]} for role, pair in throughput.queue.items()}
     if predict is not None:
         for name, score in predict.scores().items():
             diagnostics.forecast[name] = None if score is None else {key: getattr(score, key, None) for key in ("last_error", "bias", "wape")}
+
+
+def newly_scored(plugins: Mapping[str, Any], told: dict[str, int]) -> Iterator[tuple[str, Score]]:
+    """(field, score) of the built-in predictor for every field with a window that has closed since the last call; told: closed so far."""
+    predict = plugins.get(PREDICT)
+    if predict is None:
+        return
+    for name, forecaster in predict.forecasters.items():
+        closed, score = forecaster.scored, forecaster.score
+        if score is not None and closed > told.get(name, 0):
+            yield name, score
+        told[name] = closed

@@ -52,10 +52,11 @@ class Score:
 class _Errors:
     """Errors at one horizon: made forecasts wait for their window."""
 
-    __slots__ = ("actuals", "errors", "waiting")
+    __slots__ = ("actuals", "closed", "errors", "waiting")
 
     def __init__(self) -> None:
         self.waiting: dict[int, float] = {}
+        self.closed = 0  # ever
         self.errors: deque[float] = deque(maxlen=MEMORY)
         self.actuals: deque[float] = deque(maxlen=MEMORY)
 
@@ -63,6 +64,7 @@ class _Errors:
         for due in [s for s in self.waiting if s <= step]:
             mean = self.waiting.pop(due)
             if due == step and actual is not None:
+                self.closed += 1
                 self.errors.append(actual - mean)
                 self.actuals.append(actual)
 
@@ -130,6 +132,11 @@ class Forecaster:
             elif sd is not None:
                 value = mean + NormalDist().inv_cdf(quantile) * sd
         return Forecast(mean, max(0.0, value), sd, self.model.ready)
+
+    @property
+    def scored(self) -> int:
+        """Forecasts at that horizon whose window has ever closed."""
+        return self._scored.closed if self._scored is not None else 0
 
     @property
     def score(self) -> Score | None:

@@ -39,12 +39,16 @@ TYPE_NAMES = {kind: kind.name.lower() for kind in OverrideType}
 
 @dataclass(slots=True)
 class Diagnostics:
-    """Who was held over, skipped (id, why, path), failed (id, error), and whose answer came too late to count."""
+    """Who was held over, skipped (id, why, path), failed (id, error), and whose answer came too late to count.
+
+    said: every answer that counted, (id, stage, response, held over), as it came in.
+    """
 
     held_over: list[str] = field(default_factory=list)
     skipped: list[tuple[str, str, str]] = field(default_factory=list)
     failed: list[tuple[str, str]] = field(default_factory=list)
     discarded: list[str] = field(default_factory=list)
+    said: list[tuple[str, Stage, PredictResponse | StageResponse, bool]] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -219,7 +223,9 @@ class _Tick:
         self.journal.count("plugin_held_over_total", entry.plugin_id)
         self.journal.count("plugin_evaluations_total", entry.plugin_id, stage.value, "held_over")
         self.journal.add("held_over", entry.plugin_id, stage=stage.value, age_s=age_s, why=why)
-        return Ballot(entry.plugin_id, entry.priority, StageResponse(entry.cache), True, age_s)
+        response = StageResponse(entry.cache)
+        self.diagnostics.said.append((entry.plugin_id, stage, response, True))
+        return Ballot(entry.plugin_id, entry.priority, response, True, age_s)
 
     def _gate(self, entry: Entry) -> Gate:
         breaker = entry.breaker
@@ -276,6 +282,8 @@ class _Tick:
             self.diagnostics.discarded.append(entry.plugin_id)
             journal.add("answer_discarded", entry.plugin_id, stage=stage.value, why="no longer registered")
             return None
+        if answer is not None and answer.started_at is not None and answer.finished_at is not None:
+            journal.observe("plugin_latency_seconds", answer.finished_at - answer.started_at, entry.plugin_id, stage.value)
         error = CallError("cut" if late else "timeout", "no answer") if answer is None else answer.error
         response = None if answer is None else answer.response
         if error is None and type(response) is not (PredictResponse if stage is Stage.PREDICT else StageResponse):
@@ -287,6 +295,7 @@ class _Tick:
             return None
         entry.fails = 0
         self.answered.append(entry)
+        self.diagnostics.said.append((entry.plugin_id, stage, response, False))  # type: ignore[arg-type]
         breaker = entry.breaker
         if (breaker.failures or breaker.last != "closed") and breaker.succeeded(self.now) is not None:
             journal.add("circuit_closed", entry.plugin_id)
@@ -383,6 +392,7 @@ class _Tick:
                 entry.anchor = self.tick_at
         journal = self.journal
         journal.count("ticks_total", action)
+        journal.observe("tick_duration_seconds", self.now - self.started)
         if journal.on:
             journal.add("tick_finished", action=action, reason=reason or "", targets=dict(targets))
         propose, reconcile, constrain = self.merges

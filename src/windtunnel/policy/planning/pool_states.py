@@ -40,6 +40,7 @@ class Pool:
         self.asked = 0  # of the world, by the last ScaleTo; ordered replicas hold GPUs before they are heard of
         self.progress_s = 0.0
         self.stuck_until = float("-inf")
+        self.gpu_seconds, self._metered_s = 0.0, 0.0
         self._seen = frame.expected == 0
         self._observed: Mapping[str, Any] = {}
 
@@ -136,6 +137,11 @@ class Pool:
     def occupied(self) -> int:
         """Replicas that hold GPUs, or will at any moment."""
         return self.coming + len(self.draining)
+
+    def meter(self, now: float) -> None:
+        """Count the GPU-seconds since the last call; call it before the count of replicas changes."""
+        self.gpu_seconds += self.occupied * self.frame.gpus * max(0.0, now - self._metered_s)
+        self._metered_s = now
 
     def state(self) -> PoolState:
         """For plugins."""

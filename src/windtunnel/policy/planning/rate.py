@@ -205,8 +205,9 @@ class RateBased:
         baseline, rate_rps = self._baseline(), self._demand.rate_rps(tick_at)
         capacity_rps = config.capacity_rps if config.capacity_rps is not None else self._capacity.rps
         self._last = {
-            "at_s": now, "tick": self._ticks, "tick_at_s": tick_at, "missed": self._missed, "rate_rps": rate_rps, "capacity_rps": capacity_rps,
+            "at_s": now, "pool": self.pool.name, "tick": self._ticks, "tick_at_s": tick_at, "missed": self._missed, "rate_rps": rate_rps, "capacity_rps": capacity_rps,
             "waiting": waiting, "baseline": baseline, "ready": len(self._ready), "starting": len(self._starting), "wanted": None,
+            "planned": baseline,
         }
         if baseline is None:
             return self._hold("count_unknown")
@@ -275,7 +276,7 @@ class RateBased:
         self._plans += 1
         self._expected = self._last_target = n
         self._ordered_s = now
-        self._last["reason"] = reason
+        self._last |= {"reason": reason, "planned": n}
         return [ScaleTo(self._plans, ((self.pool.name, n),), f"plan-{self._plans}", reason), *self._noted(reason)]
 
     def _noted(self, reason: str) -> list[Effect]:

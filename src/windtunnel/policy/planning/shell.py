@@ -31,7 +31,7 @@ from windtunnel.policy.planning.cadence import needs_of, pull
 from windtunnel.policy.planning.calls import Answer, Answers, Gather
 from windtunnel.policy.planning.contract import ObservationData, PipelineContext, WorkerState
 from windtunnel.policy.planning.demand import grid_index
-from windtunnel.policy.planning.diagnostics import TickDiagnostics, describe, merge_reasons
+from windtunnel.policy.planning.diagnostics import PREDICT, TickDiagnostics, describe, merge_reasons, newly_scored
 from windtunnel.policy.planning.observer import FleetObserver, Observer
 from windtunnel.policy.planning.pipeline import Pipeline, Ticking, TickOutcome, answer_inline
 from windtunnel.policy.planning.plain import answer_of, registration_of
@@ -43,6 +43,7 @@ from windtunnel.policy.planning.roster import Entry, Roster, RosterSettings
 from windtunnel.policy.planning.settings import PlannerSettings, check_reconfigurable
 
 KEY, DEADLINE = "planner", "planner.deadline"
+_POOL_EVENTS = frozenset({ReplicaBooting, ReplicaReady, ReplicaGone, PoolsObserved, ScaleAnswered})
 LOST_ANSWER_S = 60.0  # a ScaleTo without an answer for so long is of unknown outcome
 
 
@@ -86,6 +87,8 @@ class PipelinePlanner:
         self._last_arrival_s: float | None = None
         self._activated_s = float("-inf")
         self._last: TickDiagnostics | None = None
+        self._observed: ObservationData | None = None  # of the newest tick
+        self._scored: dict[str, int] = {}
         self._on: dict[type, Callable[[Any, float], Sequence[Effect]]] = {
             Arrived: self._arrived, ReplicaBooting: self._booting, ReplicaReady: self._ready, ReplicaGone: self._gone,
             PoolsObserved: self._pools_observed, ScaleAnswered: self._scaled, Answered: self._answered, Woke: self._woke,
@@ -132,6 +135,7 @@ class PipelinePlanner:
         self.observer.start(now, self.scale_s, longest_s)
         for pool in self.pools.values():
             pool.progress_s = now
+        self._meter(now)
         return [*self._notes(), WakeAt(now + self.scale_s, KEY)]
 
     def handle(self, event: Event, now: float) -> Sequence[Effect]:
@@ -143,6 +147,8 @@ class PipelinePlanner:
         if act is None:
             return NOTHING
         self.journal.now = now
+        if kind in _POOL_EVENTS:
+            self._meter(now)
         made = act(event, now)
         return [*made, *self._notes()] if self.journal.on else made
 
@@ -337,13 +343,14 @@ class PipelinePlanner:
             self.plugins.pop(entry.plugin_id, None)
             journal.count("evictions_total")
             journal.add("evicted", entry.plugin_id, silent_s=now - entry.last_heartbeat)
+        self._meter(now)
         self._look_after_pools(now)
         wanted = pull(self.roster.snapshot(), tick_at, self.scale_s)
         if journal.on:
             journal.add("pulled", traffic=wanted.traffic, fpm=wanted.fpm, windows=list(wanted.windows))
         seen = self.observer.observe(tick_at, wanted, {c: p.ready for c, p in self.pools.items()})
         workers = WorkerState({c: p.state() for c, p in self.pools.items()})
-        observed = ObservationData(next(iter(seen.windows.values()), None), seen.fpm, workers)
+        observed = self._observed = ObservationData(next(iter(seen.windows.values()), None), seen.fpm, workers)
         baseline = {c: p.baseline for c, p in self.pools.items()}
         ctx = PipelineContext(f"tick-{self.ticks}", f"decision-{self.ticks}", observed)
         ticking = self.pipeline.tick(ctx, baseline, tick_at=tick_at, now=now, windows=seen.windows)
@@ -407,8 +414,10 @@ class PipelinePlanner:
             made = self._decided(planned, reasons, now)
         told = {c: tuple(why) for c, why in reasons.items()}
         diagnostics = TickDiagnostics(self.ticks, tick_at, now, outcome.action)
-        self._last = describe(diagnostics, outcome, baseline, planned, told, self.plugins)
+        self._last = describe(diagnostics, outcome, baseline, planned, told, self.plugins, self._observed)
         if self.journal.on:
+            for field, score in newly_scored(self.plugins, self._scored):
+                self.journal.add("forecast_scored", PREDICT, field=field, error=score.last_error, wape=score.wape, bias=score.bias)
             head = next((r[0] for r in reasons.values() if r), "")
             made = [*_as_notes(outcome.records), *made, Note("plan", "planner", self.ticks, (), head, self._last.plain())]
         return made
@@ -466,10 +475,25 @@ class PipelinePlanner:
 
     def _emit(self, changed: Mapping[str, int], reason: str, now: float) -> Sequence[Effect]:
         decision_id = f"decision-{self.ticks}"
+        self._meter(now)
         made = self.rollout.submit(changed, decision_id, reason, now)
         self.journal.count("plans_total", "emitted")
         self.journal.add("plan_emitted", plan_id=self.rollout.plans, decision_id=decision_id, targets=dict(changed), reason=reason)
         return made
+
+    def _meter(self, now: float) -> None:
+        for pool in self.pools.values():
+            pool.meter(now)
+
+    @property
+    def last(self) -> TickDiagnostics | None:
+        """The newest tick that ended; None before the first."""
+        return self._last
+
+    @property
+    def observed(self) -> ObservationData | None:
+        """What the newest tick saw."""
+        return self._observed
 
     def _look_after_pools(self, now: float) -> None:
         scaler = self.settings.scaler

@@ -48,6 +48,8 @@ class ThroughputPropose:
         self.capacity_rps: dict[str, float] = {}  # role -> of one replica
         self.eligible: dict[str, bool] = {}  # role -> can it meet the SLO at all?
         self.queue: dict[str, tuple[float | None, float]] = {}  # role -> (waiting, what fits the SLO)
+        self.rates: dict[str, float] = {}  # role -> requests/s it plans for
+        self.needed: dict[str, int] = {}  # role -> replicas for that, before the step is capped
         self._bounds: dict[str, _Bound] = {}
         self._queues_seen = False
 
@@ -106,6 +108,7 @@ class ThroughputPropose:
         ttft_s = settings.slo.bounds.ttft_s or 0.0
         fits = rate_rps * ttft_s / 2
         self.queue[role] = (waiting, fits)
+        self.rates[role] = rate_rps
         needed = pool.min_replicas
         if role in self.capacity_rps:
             needed = replicas_needed(rate_rps, waiting or 0.0, fits, self.sizing.drain_s(role, state),
@@ -120,6 +123,7 @@ class ThroughputPropose:
         if baseline is not None:
             step = settings.throughput.max_step
             n = max(pool.min_replicas, min(max(needed, baseline - step), baseline + step))
+        self.needed[role] = needed
         self.reasons[component] = self._why(n, needed, baseline)
         if self.bounding:
             self._bounds[role] = _Bound(n, tick_at)
