@@ -16,6 +16,8 @@ from windtunnel.lab import columns, metrics, render, store
 from windtunnel.lab.decisions import plans_of
 from windtunnel.lab.expression import Expression
 from windtunnel.lab.metrics import Requests
+from windtunnel.lab.planner_audit import write_audit
+from windtunnel.lab.planner_log import PlannerLog, planner_log
 from windtunnel.lab.summary import Summary, names_of, number
 from windtunnel.lab.tables import Tables
 
@@ -74,6 +76,7 @@ class Run:
         self.meta, self.tables, self.directory = meta, tables, directory
         self._scenario = scenario
         self._summary: Summary | None = None
+        self._planner: PlannerLog | None = None
         if directory is None and (meta.warmup_s or meta.cooldown_s):
             tables.change("requests", lambda t: columns.marked(t, meta.warmup_s, meta.cooldown_s, meta.planned_s))
 
@@ -197,6 +200,19 @@ class Run:
 
     def _repr_html_(self) -> str:
         return render.html(self)
+
+    # -- the planner --------------------------------------------------------------------------------------------------------------
+
+    @property
+    def planner(self) -> PlannerLog:
+        """What the planner did, tick by tick; needs record: decisions. Raises ConfigError if none ran."""
+        if self._planner is None:
+            self._planner = planner_log(self)
+        return self._planner
+
+    def planner_audit(self, path: str | Path, *, started_at: str | None = None) -> Path:
+        """Write the planner's notes as JSON lines with a header. started_at: instead of the run's wall-clock start."""
+        return write_audit(self, path, started_at=started_at)
 
     # -- saving and loading -----------------------------------------------------------------------------------------------------------
 

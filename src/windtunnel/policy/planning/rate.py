@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import ceil
 from typing import Annotated, Any
 
@@ -107,7 +107,11 @@ class RateBased:
         """The grid of ticks begins here."""
         self._t0 = self._progress_s = self._busy_since = now
         self._demand = DemandMeter(self.config.window_s, self.config.interval_s, now)
-        return [WakeAt(now + self.config.interval_s, KEY)]
+        made: list[Effect] = [WakeAt(now + self.config.interval_s, KEY)]
+        if self._notes:
+            told = {"planner": "rate", "settings": {**asdict(self.config), "pool": self.pool.name, "max_replicas": self._ceiling}}
+            made.insert(0, Note("settings", "planner", 0, (), "", told))
+        return made
 
     def handle(self, event: Event, now: float) -> Sequence[Effect]:
         return self._on[type(event)](event, now)

@@ -6,9 +6,9 @@ Seconds, unless a name says `_ms`. Budgets and limits below 0 are off, None is n
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from math import gcd
-from typing import Literal
+from typing import Any, Literal
 
 from windtunnel.errors import PlannerConfigError
 from windtunnel.policy.planning.settings_blocks import (
@@ -87,6 +87,12 @@ class PlannerSettings:
             return asked
         in_ms = [round(s * 1000) for s in self._intervals().values()]
         return gcd(*in_ms) / 1000 if in_ms else DEFAULT_SCALE_S
+
+    def as_plain(self) -> dict[str, Any]:
+        """As plain data, defaults filled in, for the record. There are no secrets and no endpoints in it."""
+        resolved = {"scale_interval_s": self.scale_interval_s, "throughput_on": self.throughput_on, "load_on": self.load_on,
+                    "roles": {role: self.component(role) for role in self.roles}}
+        return {**asdict(self), "disabled": sorted(self.disabled), "resolved": resolved}
 
     def hold_max_age_s(self, interval_s: float) -> float:
         """How long an answer of a plugin with that interval may stand in for it."""

@@ -89,6 +89,7 @@ class PipelinePlanner:
         self._last: TickDiagnostics | None = None
         self._observed: ObservationData | None = None  # of the newest tick
         self._scored: dict[str, int] = {}
+        self._retell = False  # the settings, with the next notes
         self._on: dict[type, Callable[[Any, float], Sequence[Effect]]] = {
             Arrived: self._arrived, ReplicaBooting: self._booting, ReplicaReady: self._ready, ReplicaGone: self._gone,
             PoolsObserved: self._pools_observed, ScaleAnswered: self._scaled, Answered: self._answered, Woke: self._woke,
@@ -136,7 +137,7 @@ class PipelinePlanner:
         for pool in self.pools.values():
             pool.progress_s = now
         self._meter(now)
-        return [*self._notes(), WakeAt(now + self.scale_s, KEY)]
+        return [*self._told(), *self._notes(), WakeAt(now + self.scale_s, KEY)]
 
     def handle(self, event: Event, now: float) -> Sequence[Effect]:
         """Take one event."""
@@ -217,6 +218,7 @@ class PipelinePlanner:
                 plugin.settings = settings
         self.pipeline.invalidate("config_reload")
         self.journal.add("config_reloaded", generation=self.generation)
+        self._retell = self.journal.on
 
     def _commanded(self, event: Commanded, now: float) -> Sequence[Effect]:
         """Registrations travel as commands, so that a log holds them."""
@@ -529,8 +531,14 @@ class PipelinePlanner:
                                      state.starting, state.draining, state.scaling)
         return out
 
+    def _told(self) -> list[Effect]:
+        """The settings, for whoever reads the record."""
+        self._retell = False
+        data = {"planner": "pipeline", "fleet": {c: p.frame.name for c, p in self.pools.items()}, "settings": self.settings.as_plain()}
+        return [Note("settings", "planner", 0, (), "", data)] if self.journal.on else []
+
     def _notes(self) -> list[Effect]:
-        return _as_notes(self.journal.take())
+        return [*(self._told() if self._retell else ()), *_as_notes(self.journal.take())]
 
 
 def _as_notes(records: Sequence[Record]) -> list[Effect]:
