@@ -127,6 +127,16 @@ class FirstToken:
 
 
 @fact
+class HandedOver:
+    """The KV of an attempt that was prefilled on `prefill` is on its way to its decode replica: the prefill side is done with its work.
+    Only if `handover` is needed."""
+
+    request_id: str
+    dispatch: int
+    prefill: str
+
+
+@fact
 class Progressed:
     """Output tokens so far of requests on one replica: ((request_id, output_tokens), ...). Only if `progress` is needed."""
 
@@ -255,6 +265,6 @@ class Commanded:
 
 
 Event = (
-    Arrived | Cancelled | Started | FirstToken | Progressed | Finished | Failed | ReplicaBooting | ReplicaReady | ReplicaGone
+    Arrived | Cancelled | Started | FirstToken | HandedOver | Progressed | Finished | Failed | ReplicaBooting | ReplicaReady | ReplicaGone
     | Scraped | StepReported | PoolsObserved | ScaleAnswered | Answered | Woke | Commanded
 )

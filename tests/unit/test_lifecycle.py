@@ -31,7 +31,7 @@ class Flight:
         self.agenda, self.said, self.notes, self.plan = Agenda(), [], [], 0  # type: ignore[var-annotated]
         quiet = {"on_finish": lambda a: None, "on_cancelled": lambda a: None}
         self.fleet = SimFleet(FleetConfig({p.name: p for p in pools}, max_gpus=max_gpus), self.agenda, self._emit, seed=seed,
-                              engine_options=lambda name: quiet)
+                              engine_options=lambda name, pool: quiet)
         self.fleet.note = self.notes.append
         self.fleet.start()
 

@@ -20,8 +20,10 @@ from windtunnel.policy.lane import Lane
 from windtunnel.policy.param import BuildContext, PoolFacts
 from windtunnel.policy.queueing.fair import Queue
 from windtunnel.policy.routing.fleet import Fleet
+from windtunnel.policy.routing.pairs import sides_of
 from windtunnel.sim.faults import Fault, surges_of
 from windtunnel.sim.fleet import FleetConfig
+from windtunnel.sim.pd import pairs_of
 from windtunnel.sources.seeding import PolicyRng
 from windtunnel.sources.source import Source
 
@@ -81,11 +83,23 @@ def _lane(spec: ControlSpec, pools: Sequence[PoolFacts], context: Callable[[str]
     limit: Any = spec.admission.limit
     admission = RequestAdmission(limit.config().build(context("limit")), breaker=lane_breaker(spec, context), wants=wants)
     name, model = pools[0].name, pools[0].model
+    sides = _sides(spec.routing, pools)
     return Lane(name, queue=_queue(spec.queue, context("queue")), admission=admission,
                 router=spec.routing.config().build(context("routing")), pools=tuple(p.name for p in pools),
                 models=frozenset({model} if model else ()), cap=_cap(limit),
                 gates=lane_gates(spec, shared, admission, name, context),
-                signal=spec.admission.signal or "ttft")
+                signal=spec.admission.signal or "ttft", sides=sides)
+
+
+def _sides(routing: Any, pools: Sequence[PoolFacts]) -> tuple[tuple[str, ...], ...]:
+    """Pools of which each group must have a replica. Pools that share requests need a router that gives pairs."""
+    first, second = sides_of(tuple(pools))
+    if not first:
+        return ()
+    if getattr(routing, "kind", "pairs") != "pairs" and ":" not in routing.kind:
+        raise ConfigValueError("control.routing.kind", f"expected pairs: pool {first[0].name} has role prefill, got {routing.kind}",
+                               hint="write routing: {kind: pairs}")
+    return tuple(p.name for p in first), tuple(p.name for p in second)
 
 
 def _queue(spec: Any, context: BuildContext) -> Queue:
@@ -123,15 +137,18 @@ def build_fleet(spec: Any, base: Path) -> FleetConfig:
     """The simulated fleet; ConfigInfeasibleError with the arithmetic for a pool that cannot run."""
     from windtunnel.lab.build_pool import build_pool, with_auto_weights
 
+    split = {pool.model for pool in spec.pools.values() if pool.role != "agg"}
     pools = {}
     for name, pool in spec.pools.items():
         try:
-            pools[name] = build_pool(name, pool, base)
+            pools[name] = build_pool(name, pool, base, split=pool.model in split)
         except ConfigInfeasibleError as error:
             error.message = f"fleet.pools.{name}: {error.message}"
             raise
     pools = with_auto_weights(pools, [name for name, pool in spec.pools.items() if pool.weight == "auto"])
-    return FleetConfig(pools, spec.network_s, spec.max_gpus)
+    fleet = FleetConfig(pools, spec.network_s, spec.max_gpus)
+    pairs_of(fleet)
+    return fleet
 
 
 def build_source(spec: Any, base: Path, seed: int, *, replication: int = 0, duration_s: float | None = None, model: str = "",

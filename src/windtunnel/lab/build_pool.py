@@ -37,24 +37,30 @@ from windtunnel.sim.stepmodels.tables import Tables
 from windtunnel.sim.stepmodels.tables_aic import AicTables
 from windtunnel.sim.stepmodels.tables_llmservingsim import LlmServingSimTables
 from windtunnel.sim.stepmodels.vidur import VidurRoofline
+from windtunnel.sim.transfer import KvLink
 
 
-def build_pool(name: str, spec: PoolSpec, base: Path) -> Pool:
-    """The pool; ConfigInfeasibleError, with the sum, if the model does not fit."""
+def build_pool(name: str, spec: PoolSpec, base: Path, *, split: bool = False) -> Pool:
+    """The pool; ConfigInfeasibleError, with the sum, if the model does not fit. split: it shares requests with other pools of its model."""
     spec = _as_measured(spec, base)
     arch, card = model(spec.model), gpu(spec.gpu)
     measured = _measured(spec, base)
     dtype, kv_dtype = _dtypes(spec, measured)
     service: Any = spec.service
     engine = _engine(spec, arch, card, dtype, kv_dtype, measured) if service is None else service.config()
+    link = None
+    if split and isinstance(engine, EngineConfig):
+        engine = dataclasses.replace(engine, role="prefill" if spec.role == "prefill" else "decode")
+        link = KvLink(spec.link_bw or card.inter_bw, float(arch.kv_bytes_per_token(kv_dtype)), spec.link_latency_s,
+                      arch.layers if spec.layerwise else None)
     step_model = _step_model(spec, arch, card, measured)
     price = spec.price.usd_per_hour if spec.price is not None else card.usd_per_hour
     return Pool(
         name=name, model=spec.model, gpu=spec.gpu, engine=engine, step_model=step_model, replicas=spec.replicas, min=spec.min, max=spec.max,
         tp=spec.tp, role=spec.role, startup=_startup(spec.startup, arch, dtype, spec.tp, base), gpus_per_replica=spec.tp,
         price_usd_per_hour=price, power_w=card.power_w, idle_w=card.idle_w, scrape=_scrape(spec, base),
-        weight=1.0 if spec.weight == "auto" else spec.weight, drain_timeout_s=spec.drain_timeout_s,
-        provenance=_timing(spec, step_model, measured))
+        weight=1.0 if spec.weight == "auto" else spec.weight, drain_timeout_s=spec.drain_timeout_s, link=link,
+        provenance=f"{_provenance(spec, step_model)} | kv_capacity {_capacity(spec, measured)}")
 
 
 def _as_measured(spec: PoolSpec, base: Path) -> PoolSpec:

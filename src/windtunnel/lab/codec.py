@@ -17,8 +17,8 @@ from windtunnel.errors import RunCorruptError
 from windtunnel.policy.routing.turns import TurnRef
 
 EVENTS: Mapping[str, type[Any]] = {c.__name__: c for c in (
-    ev.Arrived, ev.Cancelled, ev.Started, ev.FirstToken, ev.Progressed, ev.Finished, ev.Failed, ev.ReplicaBooting, ev.ReplicaReady,
-    ev.ReplicaGone, ev.Scraped, ev.StepReported, ev.PoolsObserved, ev.ScaleAnswered, ev.Answered, ev.Woke, ev.Commanded)}
+    ev.Arrived, ev.Cancelled, ev.Started, ev.FirstToken, ev.HandedOver, ev.Progressed, ev.Finished, ev.Failed, ev.ReplicaBooting,
+    ev.ReplicaReady, ev.ReplicaGone, ev.Scraped, ev.StepReported, ev.PoolsObserved, ev.ScaleAnswered, ev.Answered, ev.Woke, ev.Commanded)}
 EFFECTS: Mapping[str, type[Any]] = {c.__name__: c for c in (
     fx.Dispatch, fx.Reject, fx.Close, fx.Cancel, fx.ScaleTo, fx.Drain, fx.WakeAt, fx.Ask, fx.Note)}
 NEVER = frozenset({"content", "truth"})

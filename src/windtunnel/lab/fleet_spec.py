@@ -143,7 +143,12 @@ class PoolSpec(Spec):
     model: str
     gpu: str
     tp: int = Field(default=1, ge=1, le=64)
-    role: Literal["agg"] = "agg"
+    role: Literal["agg", "prefill", "decode"] = Field(
+        default="agg", description="prefill computes prompts and hands their KV to a decode pool of the same model; agg does both.")
+    link_bw: float | None = Field(default=None, gt=0, description="Bytes per second of KV into a replica, and as many out of it; left out: "
+                                                                "the catalogue's bandwidth between nodes.")
+    link_latency_s: float = Field(default=0.0, ge=0, description="Behind the last byte of a transfer (s).")
+    layerwise: bool = Field(default=False, description="Each layer's KV leaves as soon as it is computed, not all at the end.")
     replicas: int = Field(default=1, ge=0)
     min: int = Field(default=0, ge=0)
     max: int | None = Field(default=None, ge=0)
@@ -161,6 +166,10 @@ class PoolSpec(Spec):
     def _ordered(self) -> PoolSpec:
         if self.max is not None and self.max < max(self.min, self.replicas):
             raise ValueError(f"max {self.max} is below {'replicas' if self.replicas > self.min else 'min'} {max(self.min, self.replicas)}")
+        if self.role != "agg" and self.service is not None:
+            raise ValueError(f"role {self.role} needs an engine with steps, and service has none")
+        if self.engine.role not in ("agg", self.role):  # type: ignore[attr-defined]
+            raise ValueError(f"engine.role {self.engine.role} is not the pool's role {self.role}")  # type: ignore[attr-defined]
         if self.min > self.replicas:
             raise ValueError(f"min {self.min} is above replicas {self.replicas}")
         return self

@@ -37,6 +37,7 @@ class _History:
         self.arrived: dict[str, str] = {}  # submission to original
         self.ends: Counter[str] = Counter()
         self.running: dict[tuple[str, int], tuple[str, bool]] = {}  # attempt: its replica, and whether that was ready
+        self.prefilled_on: dict[tuple[str, int], str] = {}  # attempts whose prompt is another replica's work, as long as it is
         self.over: set[tuple[str, int]] = set()
         self.lost: set[tuple[str, int]] = set()  # with their replica: what was under way by then may still arrive
         self.ready: set[str] = set()
@@ -52,9 +53,11 @@ class _History:
         elif kind is ev.ReplicaGone:
             self.ready.discard(event.replica)
             if event.effective_at is None or event.effective_at <= now:
-                for attempt in [a for a, (replica, _) in self.running.items() if replica == event.replica]:
+                for attempt in [a for a, (replica, _) in self.running.items() if event.replica in (replica, self.prefilled_on.get(a))]:
                     self.lost.add(attempt)
                     del self.running[attempt]
+        elif kind is ev.HandedOver:
+            self.prefilled_on.pop((event.request_id, event.dispatch), None)
         elif kind in (ev.Started, ev.FirstToken, ev.Finished, ev.Failed):
             self._of_attempt(now, event, kind)
 
@@ -83,7 +86,10 @@ class _History:
                 self.wrong.append(f"{now:.6f} s: {request_id}/{dispatch} was dispatched twice")
             if self.ends[request_id]:
                 self.wrong.append(f"{now:.6f} s: {request_id} was dispatched after its end")
-            self.running[attempt] = (effect["replica"], effect["replica"] in self.ready)
+            pair = [effect["replica"], *([effect["prefill"]] if effect.get("prefill") else ())]
+            self.running[attempt] = (pair[0], self.ready.issuperset(pair))
+            if len(pair) > 1:
+                self.prefilled_on[attempt] = pair[1]
         elif kind in ("Reject", "Close"):
             self.ends[effect["request_id"]] += 1
 

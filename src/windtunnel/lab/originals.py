@@ -183,7 +183,7 @@ class Originals:
     def _gone(self, now: float, event: ev.ReplicaGone) -> None:
         if event.effective_at is not None and event.effective_at > now:
             return
-        for row in [row for row in self.closing.values() if row.live and row.replica == event.replica]:
+        for row in [row for row in self.closing.values() if row.live and event.replica in (row.replica, row.prefill)]:
             row.live = False
             self.running -= 1
             self._leave(row)

@@ -123,6 +123,7 @@ def _register_own() -> None:
     from windtunnel.policy.queueing.vtc import Vtc
     from windtunnel.policy.routing.choices import PowerOfTwoConfig, RandomConfig
     from windtunnel.policy.routing.least import LeastOutstandingConfig
+    from windtunnel.policy.routing.pairs import PairsConfig
     from windtunnel.policy.routing.roundrobin import RoundRobinConfig
 
     for section, kind, cls in (
@@ -136,7 +137,7 @@ def _register_own() -> None:
         ("admission.gates", "retry_budget", RetryBudgetGate), ("admission.gates", "throttle", ThrottleGate),
         ("admission.gates", "token_budget", TokenBudgetGate),
         ("routing", "least_outstanding", LeastOutstandingConfig), ("routing", "round_robin", RoundRobinConfig),
-        ("routing", "random", RandomConfig), ("routing", "power_of_two", PowerOfTwoConfig),
+        ("routing", "random", RandomConfig), ("routing", "power_of_two", PowerOfTwoConfig), ("routing", "pairs", PairsConfig),
         ("planner", "rate", RatePlanner),
     ):
         register(section, kind, cls)

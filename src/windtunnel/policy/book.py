@@ -60,7 +60,7 @@ class Book:
         if settings.queue_wait_timeout_s is not None:
             timers.add(self.now + settings.queue_wait_timeout_s, request.id, opened.dispatches, "queue_timeout")
             self.want("queue", self.now + settings.queue_wait_timeout_s)
-        if settings.hold_unready_s is not None and not self.fleet.ready_count(opened.lane.pools):
+        if settings.hold_unready_s is not None and opened.lane.unready_since_s is not None:
             self._hold(opened, settings.hold_unready_s)
 
     def _hold(self, opened: OpenRequest, hold_s: float) -> None:
@@ -87,8 +87,9 @@ class Book:
 
     def _alive(self, lane: Lane) -> bool:
         """Is a replica there, or coming: booting, draining, or planned?"""
-        fleet, pools = self.fleet, lane.pools
-        return self.planned or bool(fleet.ready_count(pools) or fleet.coming_count(pools) or any(self.expected.get(p, 0) > 0 for p in pools))
+        fleet, expected = self.fleet, self.expected
+        return self.planned or all(fleet.ready_count(side) or fleet.coming_count(side) or any(expected.get(p, 0) > 0 for p in side)
+                                   for side in lane.sides)
 
     def _waiting_in(self, lane: Lane) -> list[OpenRequest]:
         return [o for o in self.open.values() if o.lane is lane and o.state == WAITING]

@@ -43,11 +43,12 @@ class Endings(Book):
             self.late_events += 1
             return
         no_token = event.first_token_s is None and not event.output_tokens and not opened.first_token
-        self._attempt_over(opened, event.outcome, event.reason, event.retry_after_s, no_token, event.output_tokens)
+        self._attempt_over(opened, event.outcome, event.reason, event.retry_after_s, no_token, event.output_tokens, event.replica)
 
     def _attempt_over(self, opened: OpenRequest, outcome: str, reason: str, retry_after_s: float | None, no_token: bool,
-                      output_tokens: int | None = None) -> None:
-        """An attempt ended without success: release, then try again or close the request."""
+                      output_tokens: int | None = None, culprit: str = "") -> None:
+        """An attempt ended without success: release, then try again or close the request. culprit: the replica that failed, if not the
+        attempt's own."""
         gates = opened.lane.gates
         if self.quarantined:
             self._forget_quarantine(opened)
@@ -57,7 +58,7 @@ class Endings(Book):
         late = request.deadline_s is not None and self.now >= request.deadline_s
         again = end.again and no_token and opened.dispatches < self.settings.attempts and not late and not self.stopped
         if again and opened.state != CLOSING and (gates is None or gates.may_retry(self.now)):
-            self._again(opened, outcome)
+            self._again(opened, outcome, culprit)
             return
         del self.open[request.id]
         if gates is not None:
@@ -80,10 +81,11 @@ class Endings(Book):
         sent_s = opened.sent_s if opened.dispatches else self.now
         gates.settle(opened.request, Used(outcome, sent_s - opened.item.arrived_at, input_tokens, output_tokens), self.now)
 
-    def _again(self, opened: OpenRequest, outcome: str) -> None:
+    def _again(self, opened: OpenRequest, outcome: str, culprit: str) -> None:
         """Back to the queue with its place; a replica that failed (not one that was merely full) is avoided."""
         if outcome != "rate_limited":
-            opened.avoid(opened.replica)
+            opened.avoid(culprit if opened.paired and culprit else opened.replica)
+        opened.paired = False
         opened.state = WAITING  # it stays `active` in the counts: it was admitted once
         opened.item = opened.item_again()
         opened.lane.queue.restore(opened.item, self.now)
@@ -94,6 +96,8 @@ class Endings(Book):
         """Give back what the attempt held: router, ledger, lease; the lane may have room now."""
         request, lane, now = opened.request, opened.lane, self.now
         assert opened.lease is not None
+        if opened.prefill is not None:
+            self._leave_prefill(opened)
         lane.router.done(request, opened.replica, outcome, now)
         self.fleet.done(request.id, opened.replica, now, success=outcome == "success", output_tokens=output_tokens)
         lane.admission.release(opened.lease, outcome, now, retry_after_s=retry_after_s, rtt_s=rtt_s)
@@ -101,6 +105,14 @@ class Endings(Book):
             lane.meter.settle(request.id, output_tokens, now)
         if len(lane.queue):
             self.mark(lane)
+
+    def _leave_prefill(self, opened: OpenRequest) -> None:
+        """The prefill side of a pair holds nothing of it any more: said once, to router and ledger."""
+        opened.prefill = None
+        told = getattr(opened.lane.router, "handed_over", None)
+        if told is not None:
+            told(opened.request, self.now)
+        self.fleet.handed_over(opened.request.id, self.now)
 
     def cancelled(self, event: Cancelled) -> None:
         if event.request_id is None:
@@ -163,12 +175,13 @@ class Endings(Book):
         self.out.append(fx.Reject(request_id, denial, end.state, outcome or end.outcome))
 
     def lost(self, replica: str, reason: str) -> None:
-        """A replica is gone: what ran on it has failed, in dispatch order, before anything is dispatched again."""
+        """A replica is gone: what ran on it has failed, in dispatch order, before anything is dispatched again. Of two replicas that shared
+        a request, either one takes its KV along."""
         for request_id, dispatch in self.fleet.in_flight_of(replica):
             opened = self.open.get(request_id)
             if opened is not None and opened.dispatches == dispatch:
                 no_token = self.tracks_first_token and not opened.first_token
-                self._attempt_over(opened, "provider_failure", reason, None, no_token)
+                self._attempt_over(opened, "provider_failure", "kv_lost" if opened.paired else reason, None, no_token, None, replica)
 
     def _no_replica(self, lane: Lane) -> None:
         """Nothing serves this lane and nothing is coming: all that wait in it end now, in order of arrival."""

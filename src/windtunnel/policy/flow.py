@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from windtunnel import effects as fx
 from windtunnel.errors import PolicyError
-from windtunnel.events import Arrived, FirstToken, Progressed, Request
+from windtunnel.events import Arrived, FirstToken, HandedOver, Progressed, Request
 from windtunnel.policy import outcomes
 from windtunnel.policy.admission.denial import Denial, make_denial
 from windtunnel.policy.expiry import Expiry
@@ -143,7 +143,11 @@ class Flow(Expiry):
             if (gates := opened.lane.gates) is not None:
                 gates.dispatched(request, now - opened.item.arrived_at, now)
         opened.lane.router.sent(request, choice, now)
-        charge = self.fleet.sent(request, replica, now, dispatch)
+        if choice.prefill is None:
+            charge = self.fleet.sent(request, replica, now, dispatch)
+        else:
+            opened.paired, opened.prefill = True, choice.prefill
+            charge = self.fleet.sent_pair(request, replica, choice.prefill, now, dispatch)
         if dispatch == 1:
             opened.tally.admitted_tokens += charge
         self.out.append(fx.Dispatch(request, dispatch, replica, lease.lease_id, choice.reason, choice.prefill, choice.epoch,
@@ -185,13 +189,21 @@ class Flow(Expiry):
         if opened.lane.gates is not None:
             opened.lane.gates.first_token(opened.request, self.now)
 
+    def handed_over(self, event: HandedOver) -> None:
+        """The prefill side of a pair has done its part."""
+        opened = self.open.get(event.request_id)
+        if opened is None or opened.dispatches != event.dispatch or opened.prefill is None:
+            self.late_events += 1
+            return
+        self._leave_prefill(opened)
+
     def capacity_changed(self, pool: str, *, less: bool) -> None:
         """Replicas of a pool came or went: the limit's ceiling follows, and what waits is looked at again."""
         lane = self._by_pool.get(pool)
         if lane is None:
             return
         lane.follow(self.fleet.slots(lane.pools), self.now)
-        went = lane.serves(self.fleet.ready_count(lane.pools) > 0, self.now)
+        went = lane.serves(all(self.fleet.ready_count(side) > 0 for side in lane.sides), self.now)
         if len(lane.queue):
             if less:
                 self._no_replica(lane)

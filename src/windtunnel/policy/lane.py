@@ -36,21 +36,23 @@ class Lane:
     cost: what a request costs in the fair queue: "requests" (1 each) or "tokens" (input + expected output).
     signal: the latency that limits learn from: "ttft" (dispatch to first token), "per_token" (s per token after the first), or "rtt"
     (dispatch to end, which follows the length of the answer more than the load).
+    sides: groups of its pools of which each must have a replica (prefill and decode); left out: all pools together.
     gates: what may refuse a request before it is queued; they include the breaker then. None: only the admission's breaker may.
     """
 
-    __slots__ = ("admission", "cap", "cost", "dirty", "gates", "guarded", "meter", "models", "name", "pools", "queue", "resource", "router", "signal",
-                 "skip", "unready_since_s")
+    __slots__ = ("admission", "cap", "cost", "dirty", "gates", "guarded", "meter", "models", "name", "pools", "queue", "resource", "router", "sides",
+                 "signal", "skip", "unready_since_s")
 
     def __init__(self, name: str, *, queue: Queue, admission: RequestAdmission, router: Router, pools: tuple[str, ...] = (),
                  models: frozenset[str] = frozenset(), cap: Literal["slots"] | int | None = "slots",
                  cost: Literal["requests", "tokens"] = "requests", gates: Gates | None = None,
-                 signal: Literal["ttft", "per_token", "rtt"] = "ttft") -> None:
+                 signal: Literal["ttft", "per_token", "rtt"] = "ttft", sides: tuple[tuple[str, ...], ...] = ()) -> None:
         if signal not in SIGNALS:
             raise ConfigValueError("signal", f"expected one of {', '.join(SIGNALS)}, got {signal!r}")
         self.name, self.queue, self.admission, self.router = name, queue, admission, router
         self.pools, self.models, self.cap, self.cost = pools or (name,), models, cap, cost
         self.resource, self.gates, self.signal = name, gates, signal
+        self.sides = sides or (self.pools,)
         self.guarded = gates is not None or admission.breaker is not None  # does an arrival have to pass more than the queue and the limit?
         self.dirty = False
         self.skip: set[str] = set()  # heads that this pump cannot place although the lane is open

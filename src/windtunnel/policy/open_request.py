@@ -17,16 +17,20 @@ WAITING, RUNNING, CLOSING = 0, 1, 2  # closing: the request has ended, its attem
 
 
 class OpenRequest:
-    """dispatches: attempts sent so far; replica, lease, sent_s (run s), first_token: of the live attempt. lease_outcome: set once a
+    """dispatches: attempts sent so far; replica, lease, sent_s (run s), first_token: of the live attempt; prefill: where its prompt is
+    computed, if elsewhere and as long as that holds it. paired: two replicas share it. lease_outcome: set once a
     watchdog stopped it, whatever the engine then says."""
 
-    __slots__ = ("dispatches", "first_token", "item", "lane", "lease", "lease_outcome", "replica", "request", "sent_s", "state", "tally")
+    __slots__ = ("dispatches", "first_token", "item", "lane", "lease", "lease_outcome", "paired", "prefill", "replica", "request", "sent_s", "state",
+                 "tally")
 
     def __init__(self, request: Request, lane: Lane, tally: Tally, item: QueueItem) -> None:
         self.request, self.lane, self.tally, self.item = request, lane, tally, item
         self.state = WAITING
         self.dispatches = 0
         self.replica = ""
+        self.prefill: str | None = None
+        self.paired = False
         self.lease: RequestLease | None = None
         self.lease_outcome: str | None = None
         self.sent_s = 0.0

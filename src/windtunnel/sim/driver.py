@@ -21,7 +21,8 @@ from windtunnel.sim.agenda import ARRIVAL, Agenda
 from windtunnel.sim.asking import Asking
 from windtunnel.sim.engine import Attempt
 from windtunnel.sim.faults import Fault, Faults
-from windtunnel.sim.fleet import DRAINING, READY, FleetConfig, SimFleet
+from windtunnel.sim.fleet import DRAINING, READY, FleetConfig, Pool, SimFleet
+from windtunnel.sim.pd import Handoffs, pairs_of
 from windtunnel.sim.sampling import Sampler
 from windtunnel.sim.scrape import Scraper
 from windtunnel.sim.service import Job
@@ -29,7 +30,7 @@ from windtunnel.sim.step_reports import REPORT_S, teller
 from windtunnel.sources.seeding import PolicyRng
 from windtunnel.sources.source import Source
 
-GIVES = frozenset({"fpm", "started", "first_token", "progress", "scrape", "prefix_blocks", "route_key", "token_counts"})
+GIVES = frozenset({"fpm", "handover", "started", "first_token", "progress", "scrape", "prefix_blocks", "route_key", "token_counts"})
 HEARD = {FirstToken: "first_token", Progressed: "progress", Started: "started"}  # what a source may ask to be told, beside ends
 PROGRESS_S = 0.25  # run s between two reports of a replica whose batch does not change
 SLICE = 256  # agenda entries between two looks at the wall clock
@@ -77,6 +78,7 @@ class SimDriver:
         self._broken: set[tuple[str, int]] = set()  # attempts that a fault ended at their first token, until the engine lets go
         self.fleet = SimFleet(fleet, self.agenda, self._deliver, seed=seed, replication=replication, engine_options=self._engine_options)
         self._network_s = fleet.network_s
+        self.handoffs = self._handoffs(fleet)
         self.faults = Faults(faults, self.fleet, self.agenda, lambda note: recorder.note(self.agenda._now, note), seed=seed,
                              replication=replication, until=until) if faults else None
         self.fleet.note = lambda note: recorder.note(self.agenda._now, note)
@@ -208,9 +210,33 @@ class SimDriver:
             attempt: Attempt = Job(request.id, effect.dispatch, request.input_tokens or 1, output, request.priority, truth.service_s)
         else:
             attempt = Attempt(request.id, effect.dispatch, request.input_tokens or 1, output, request.priority, request.blocks)
+        if effect.prefill is not None:
+            self._submit_pair(effect, attempt)
+            return
         refusal = replica.engine.submit(attempt)
         if refusal is not None:
             self._fail(request.id, effect.dispatch, effect.replica, refusal.status, refusal.reason, refusal.retry_after_s)
+
+    def _submit_pair(self, effect: fx.Dispatch, attempt: Attempt) -> None:
+        if self.handoffs is None:
+            raise PolicyError(f"request {effect.request.id!r} was sent to {effect.replica!r} with a prefill on {effect.prefill!r}: this fleet "
+                              "has no prefill and decode pools")
+        self.handoffs.submit(effect, attempt)
+
+    def _handoffs(self, config: FleetConfig) -> Handoffs | None:
+        """What moves KV between pools that share requests; None if no pool does."""
+        if not pairs_of(config):
+            return None
+
+        def refuse(effect: fx.Dispatch, replica: str, status: int, reason: str, retry_after_s: float | None) -> None:
+            self._fail(effect.request.id, effect.dispatch, replica, status, reason, retry_after_s)
+
+        def fails(replica: str) -> int | None:
+            return None if self.faults is None or not self.faults.replies else self.faults.refuses(replica)
+
+        made = Handoffs(self.fleet, self.agenda, deliver=self._deliver, back=self._back, refuse=refuse, fails=fails)
+        self.fleet.on_gone = made.lost
+        return made
 
     def _fail(self, request_id: str, dispatch: int, replica: str, status: int, reason: str, retry_after_s: float | None = None,
               first_token_s: float | None = None) -> None:
@@ -232,6 +258,8 @@ class SimDriver:
             self._deliver(event)
 
     def _cancel(self, effect: fx.Cancel) -> None:
+        if self.handoffs is not None and self.handoffs.cancel(effect):
+            return
         replica = self.fleet.replicas.get(effect.replica)
         if replica is None or not replica.engine.cancel(effect.request_id, effect.dispatch):
             self._back(Failed(effect.request_id, effect.dispatch, effect.replica, "local_cancelled", effect.reason))
@@ -264,8 +292,9 @@ class SimDriver:
 
     # -- engines ------------------------------------------------------------------------------------------------------------------
 
-    def _engine_options(self, name: str) -> dict[str, Any]:
+    def _engine_options(self, name: str, pool: Pool) -> dict[str, Any]:
         """Callbacks of the engine of replica `name`."""
+        numbers = engine_numbers if self.handoffs is None or pool.link is None else pair_numbers
         options: dict[str, Any] = {"step_every": self._step_every, "check": self._check}
 
         tells_progress = "progress" in self._needs
@@ -278,7 +307,7 @@ class SimDriver:
             delay = self._network_s
             first = attempt.first_token_s
             self._back(Finished(attempt.id, attempt.dispatch, name, attempt.generated, attempt.prompt, attempt.cached_tokens,
-                                attempt.started_s, first + delay if delay and first is not None else first, "length", engine_numbers(attempt)))
+                                attempt.started_s, first + delay if delay and first is not None else first, "length", numbers(attempt)))
             if replica.state == DRAINING:
                 self.fleet.emptied(replica)
 
@@ -303,7 +332,7 @@ class SimDriver:
             options["fpm_interval_s"] = REPORT_S
         if "started" in self._needs:
             options["on_started"] = lambda a: self._back(Started(a.id, a.dispatch, name))
-        return options
+        return options if self.handoffs is None or pool.link is None else self.handoffs.options(name, pool, options)
 
     def _first(self, attempt: Attempt, name: str) -> None:
         """A first token where replies may break off right after it; an answer that ends with it is complete."""
@@ -397,4 +426,13 @@ def engine_numbers(attempt: Attempt) -> dict[str, Any] | None:
     """What only the engine knows of a finished attempt; None when there is nothing to tell."""
     if not attempt.preemptions:
         return None
-    return {"preemptions": attempt.preemptions, "recomputed_tokens": attempt.recomputed_tokens}
+    return {"preemptions": attempt.preemptions, "recomputed_tokens": attempt.recomputed_tokens, "swapped_blocks": attempt.swapped_blocks}
+
+
+def pair_numbers(attempt: Attempt) -> dict[str, Any] | None:
+    """The same of an attempt that may have come from another replica."""
+    numbers = engine_numbers(attempt)
+    kv_bytes = getattr(attempt, "kv_bytes", None)
+    if kv_bytes is None:
+        return numbers
+    return {**(numbers or {}), "kv_wait_s": attempt.kv_wait_s, "kv_transfer_s": attempt.kv_transfer_s, "kv_bytes": kv_bytes}

@@ -17,6 +17,7 @@ from windtunnel.sim.lifecycle import BOOTING, DRAINING, GONE, PROVISIONING, READ
 from windtunnel.sim.scrape import ScrapeModel
 from windtunnel.sim.service import ServiceConfig, Station, service_engine
 from windtunnel.sim.stepmodels.model import StepModel
+from windtunnel.sim.transfer import KvLink
 from windtunnel.sources.seeding import generator
 
 __all__ = ["BOOTING", "DRAINING", "GONE", "PROVISIONING", "READY", "REQUESTED", "STAGES", "FleetConfig", "Pool", "SimFleet", "SimReplica", "Startup"]
@@ -46,6 +47,7 @@ class Pool:
     scrape: ScrapeModel = field(default_factory=ScrapeModel)
     drain_timeout_s: float = 120.0
     provenance: str = ""
+    link: KvLink | None = None  # of pools that share requests with others
 
     def __post_init__(self) -> None:
         for name in ("replicas", "min"):
@@ -91,15 +93,16 @@ class SimFleet:
     """Carries out ScaleTo and Drain; tells what happened through `emit(event)`; keeps one row per replica life."""
 
     def __init__(self, config: FleetConfig, agenda: Agenda, emit: Callable[[Event], None], *, seed: int, replication: int = 0,
-                 engine_options: Callable[[str], Mapping[str, Any]]) -> None:
+                 engine_options: Callable[[str, Pool], Mapping[str, Any]]) -> None:
         self.config, self.agenda, self.emit = config, agenda, emit
         self.replicas: dict[str, SimReplica] = {}
         self._by_pool: dict[str, list[SimReplica]] = {name: [] for name in config.pools}
         self._seed, self._replication = seed, replication
-        self._engine_options = engine_options  # by replica name: callbacks and switches of its engine
+        self._engine_options = engine_options  # by replica name and pool: callbacks and switches of its engine
         self._last_plan = 0
         self.boot_faults: BootFaults | None = None
         self.on_ready: Callable[[SimReplica], None] | None = None
+        self.on_gone: Callable[[SimReplica], list[Event]] | None = None  # what to tell beside its loss
         self.note: Callable[[Note], None] | None = None
         self._nodes = Nodes(config.max_gpus)
         self._short: list[SimReplica] = []  # asked for, and no GPUs left for them
@@ -180,7 +183,7 @@ class SimFleet:
 
     def emptied(self, replica: SimReplica) -> None:
         """An attempt ended on it: a draining replica without work is gone."""
-        if replica.state == DRAINING and replica.engine.idle:
+        if replica.state == DRAINING and replica.idle:
             self._end(replica, replica.gone_reason)
 
     def finish(self, now: float) -> None:
@@ -204,7 +207,7 @@ class SimFleet:
         return replica
 
     def _engine(self, name: str, pool: Pool, ordinal: int) -> SimEngine | Station:
-        options = dict(self._engine_options(name))
+        options = dict(self._engine_options(name, pool))
         if pool.engine.draws:
             options["rng"] = generator(self._seed, f"pool/{pool.name}/replica/{ordinal}/noise", self._replication)
         if isinstance(pool.engine, ServiceConfig):
@@ -267,7 +270,7 @@ class SimFleet:
         if replica.state in (DRAINING, GONE):
             return
         replica.version += 1
-        if replica.pending or replica.engine.idle:
+        if replica.pending or replica.idle:
             self._end(replica, reason)
             return
         now, version = self.agenda.now, replica.version
@@ -290,7 +293,10 @@ class SimFleet:
         replica.version += 1
         self._by_pool[replica.pool.name].remove(replica)
         self.rows.append(replica_row(replica, self.agenda.now))
+        lost = () if self.on_gone is None else self.on_gone(replica)
         self.emit(ReplicaGone(replica.name, reason))
+        for event in lost:
+            self.emit(event)
         if not held:
             self._short.remove(replica)
             return

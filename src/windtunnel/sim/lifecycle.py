@@ -46,7 +46,7 @@ class Startup:
 class SimReplica:
     """One life of a replica: its engine, its state and the times at which the state changed (run s)."""
 
-    __slots__ = ("boot", "engine", "gone_reason", "name", "ordinal", "pool", "requests", "stage_n", "state", "times", "version")
+    __slots__ = ("boot", "engine", "gone_reason", "name", "ordinal", "pool", "promised", "requests", "stage_n", "state", "times", "version")
 
     def __init__(self, name: str, pool: Pool, ordinal: int, engine: SimEngine | Station) -> None:
         self.name, self.pool, self.ordinal, self.engine = name, pool, ordinal, engine
@@ -54,6 +54,12 @@ class SimReplica:
         self.times: dict[str, float] = {}
         self.boot: tuple[float, ...] = ()
         self.stage_n = 0
+        self.promised = 0  # requests that others prefill for it, until they end
+
+    @property
+    def idle(self) -> bool:
+        """Is nothing on it, and nothing on its way to it?"""
+        return self.engine.idle and not self.promised
 
     @property
     def pending(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from windtunnel.errors import ConfigValueError
@@ -14,6 +15,24 @@ if TYPE_CHECKING:
     from windtunnel.sim.engine import Refusal, SimEngine
 
 DONE_BYTES = 1e-6  # a flow with less left has ended: float rounding
+
+
+@dataclass(frozen=True, slots=True)
+class KvLink:
+    """How the KV of a replica gets to others. bandwidth: bytes/s in, and as much out; latency_s: behind the last byte;
+    kv_bytes_per_token: of its model; layers: of its model if each layer's KV leaves as soon as it is computed, None: all at the end."""
+
+    bandwidth: float
+    kv_bytes_per_token: float
+    latency_s: float = 0.0
+    layers: int | None = None
+
+    def __post_init__(self) -> None:
+        check_number("link.bandwidth", self.bandwidth, above=0.0)
+        check_number("link.kv_bytes_per_token", self.kv_bytes_per_token, above=0.0)
+        check_number("link.latency_s", self.latency_s, lo=0.0)
+        if self.layers is not None:
+            check_number("link.layers", self.layers, lo=1, whole=True)
 
 
 class Flow:
@@ -155,14 +174,17 @@ def bytes_after_overlap(nbytes: float, layers: int, bandwidth: float, prefill_s:
 
 class KvMover:
     """Takes requests from prefill engines to decode engines. layers: of the model, for `layerwise` overlap of prefill and transfer; None:
-    the transfer starts when the prefill has ended. on_lost(attempt, reason): its KV will never arrive."""
+    the transfer starts when the prefill has ended. on_lost(attempt, reason): its KV will never arrive; on_started(attempt): its room is there
+    and its KV leaves; on_moved(attempt): it is all there. They are told the decode side's attempt."""
 
-    __slots__ = ("_agenda", "_bytes_per_token", "_layers", "_moves", "_on_lost", "links")
+    __slots__ = ("_agenda", "_bytes_per_token", "_layers", "_moves", "_on_lost", "_on_moved", "_on_started", "links")
 
     def __init__(self, agenda: Agenda, links: Links, kv_bytes_per_token: float, on_lost: Callable[[Attempt, str], None],
-                 layers: int | None = None) -> None:
+                 layers: int | None = None, on_started: Callable[[Attempt], None] | None = None,
+                 on_moved: Callable[[Attempt], None] | None = None) -> None:
         check_number("kv_bytes_per_token", kv_bytes_per_token, above=0.0)
         self._agenda, self.links, self._bytes_per_token, self._on_lost, self._layers = agenda, links, kv_bytes_per_token, on_lost, layers
+        self._on_started, self._on_moved = on_started, on_moved
         self._moves: dict[tuple[str, int], _Move] = {}
 
     def move(self, a: Attempt, source: SimEngine, target: SimEngine) -> Refusal | None:
@@ -213,8 +235,12 @@ class KvMover:
             b.kv_transfer_s = self._agenda._now - now
             move.source.release(a)
             move.target.submit_prefilled(b)
+            if self._on_moved is not None:
+                self._on_moved(b)
 
         move.flow = self.links.send(move.source.name, move.target.name, nbytes, there)
+        if self._on_started is not None:
+            self._on_started(b)
 
 
 class _Move:

@@ -128,6 +128,7 @@ class Fleet:
         self._ended = self._scrapes = self._joined = 0
         self._forget_at = FORGET_EVERY
         self._flights: dict[str, tuple[Replica, int, int, int]] = {}  # request id -> (replica, dispatch, charge, prefill tokens left)
+        self._prefills: dict[str, tuple[Replica, int, int]] = {}  # of pairs: request id -> (prefill replica, tokens, prefill tokens left)
         self._tokens: dict[str, PoolTokens] = {}
         self._serving: dict[tuple[str, ...], tuple[int, tuple[Replica, ...]]] = {}
 
@@ -163,7 +164,11 @@ class Fleet:
         """Forget a replica. Returns what was still on it, as `in_flight_of` does; later ends of these are late."""
         lost = self.in_flight_of(id)
         for request_id, _ in lost:
-            del self._flights[request_id]
+            held = self._prefills.get(request_id)
+            if held is not None and held[0].id == id:
+                self.handed_over(request_id, now)
+            else:
+                del self._flights[request_id]
         if (r := self.replicas.pop(id, None)) is not None:
             self._move(r, GONE)
         return lost
@@ -211,12 +216,50 @@ class Fleet:
             self._forget(now)
         return charge
 
+    def sent_pair(self, request: Request, id: str, prefill: str, now: float, dispatch: int = 1) -> int:
+        """Count an attempt on two replicas: its prompt on `prefill` until `handed_over`, its room on `id` until `done`. Both or neither:
+        raises PolicyError as `sent` does."""
+        p = self.replicas.get(prefill)
+        if p is None or prefill == id:
+            raise PolicyError(f"request {request.id!r} cannot be prefilled on {prefill!r} for {id!r}: {'no such replica' if p is None else 'one replica'}")
+        charge = self.sent(request, id, now, dispatch)
+        self._hold_no_prompt(request.id)
+        tokens = p.tokens.input() if request.input_tokens is None else request.input_tokens
+        self._prefills[request.id] = (p, tokens, tokens)
+        p.in_flight += 1
+        p.in_flight_tokens += tokens
+        p.prefill_tokens += tokens
+        p.last_sent_seq = self.sequence
+        self.sequence += 1
+        p.sent_at.append(now)
+        return charge
+
+    def _hold_no_prompt(self, request_id: str) -> None:
+        r, dispatch, charge, prompt = self._flights[request_id]
+        r.prefill_tokens -= prompt
+        self._flights[request_id] = (r, dispatch, charge, 0)
+
+    def handed_over(self, request_id: str, now: float) -> None:
+        """The prefill replica of a pair holds nothing of it any more; a second call changes nothing."""
+        held = self._prefills.pop(request_id, None)
+        if held is None:
+            return
+        p, tokens, left = held
+        p.in_flight -= 1
+        p.in_flight_tokens -= tokens
+        p.prefill_tokens -= left
+        p.ended_at.append(now)
+        self._ended += 1
+
     def first_token(self, request_id: str, id: str) -> None:
         """Its prompt is computed: it no longer counts as prefill."""
         flight = self._flights.get(request_id)
         if flight is not None and flight[0].id == id:
             flight[0].prefill_tokens -= flight[3]
             self._flights[request_id] = (*flight[:3], 0)
+        elif (held := self._prefills.get(request_id)) is not None and held[0].id == id:
+            held[0].prefill_tokens -= held[2]
+            self._prefills[request_id] = (*held[:2], 0)
 
     def done(self, request_id: str, id: str, now: float, *, success: bool, output_tokens: int | None = None) -> None:
         """The attempt ended; unknown or repeated ends are counted in `late_done` and change nothing else."""
@@ -317,8 +360,10 @@ class Fleet:
         return None if not known or None in known else sum(s for s in known if s is not None)
 
     def in_flight_of(self, id: str) -> list[tuple[str, int]]:
-        """(request id, dispatch) of the attempts on a replica, in dispatch order."""
-        return [(request_id, flight[1]) for request_id, flight in self._flights.items() if flight[0].id == id]
+        """(request id, dispatch) of the attempts on a replica, in dispatch order; those that it only prefills, too."""
+        prefills = self._prefills
+        return [(i, flight[1]) for i, flight in self._flights.items()
+                if flight[0].id == id or (prefills and (held := prefills.get(i)) is not None and held[0].id == id)]
 
     def view(self, now: float) -> tuple[ReplicaView, ...]:
         """All replicas, frozen, in order of joining; a stale scrape reads as None."""

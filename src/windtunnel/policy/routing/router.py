@@ -16,7 +16,8 @@ NEEDS = frozenset({
 
 @fact
 class Choice:
-    """Where a request goes. reason: a stable word; score: what decided, if a number did."""
+    """Where a request goes. reason: a stable word; score: what decided, if a number did; prefill: the replica that computes its prompt,
+    if another one."""
 
     replica: str
     reason: str
@@ -28,7 +29,7 @@ class Choice:
 
 @fact
 class NoReplica:
-    """Nowhere to go now: no_replica, none_ready, all_draining, all_ejected, all_full or bound_full."""
+    """Nowhere to go now: no_replica, none_ready, all_draining, all_ejected, all_full, bound_full, no_prefill_replica or no_decode_replica."""
 
     reason: str
     retry_after_s: float | None = None

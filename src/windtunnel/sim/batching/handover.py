@@ -68,6 +68,11 @@ class HandOver(Progress):
 
     # -- the decode side ------------------------------------------------------------------------------------------------------------
 
+    def refuses_for_ever(self, a: Attempt) -> Refusal | None:
+        """Could it never be decoded here? Then it need not be prefilled elsewhere."""
+        wrong = self._never_fits(a)
+        return None if wrong is None else Refusal(400, wrong)
+
     def reserve(self, a: Attempt, then: Callable[[Attempt], None]) -> Refusal | None:
         """Set blocks for the prompt of `a` aside, first come first served, and call `then(a)` when they are. `cached_tokens` of them are here.
 
@@ -76,6 +81,8 @@ class HandOver(Progress):
         refusal = self._refusal(a)
         if refusal is not None:
             return refusal
+        self._waiting_tokens -= a.held  # it does not wait in the queue, though it passed its door
+        a.held = 0
         a.submitted_s = self.agenda._now
         a.state = MOVING
         self._here[a.id, a.dispatch] = a

@@ -84,7 +84,8 @@ class Room(Intake):
         self._orders = a.order = order = self._orders + 1  # its last prompt token is computed here, and yields token 1
         self._running[order] = a
         a.state = RUNNING
-        a.started_s = self.agenda._now
+        if a.started_s is None:
+            a.started_s = self.agenda._now
         self._chunks.append((a, a.target - a.computed))
         return True
 
