@@ -63,6 +63,11 @@ def entry(**kw: Any) -> dict[str, Any]:
     return {"module": __name__, "class": "Echo", "plugin_id": "echo", "stage": "propose", **kw}
 
 
+def parts(block: dict[str, Any]) -> Any:
+    spec = read_planner(block)
+    return spec.parts(spec.settings())
+
+
 def test_PL_901_the_block_of_the_documentation_reads() -> None:
     made = read_planner(yaml.safe_load(WHOLE)).settings()
     assert (made.mode, made.roles, made.component("decode"), made.component("prefill")) == ("disagg", ("prefill", "decode"), "dec", "prefill")
@@ -129,7 +134,7 @@ def test_PL_902_loops_by_target(target: Any, on: tuple[bool, bool]) -> None:
     ({"pools": AGG, "stabilise": {"up_factor": 0.5}}, "planner.stabilise.up_factor"),
     ({"pools": AGG, "reconcile": {"pd_ratio_tolerance": 1.0}}, "planner.reconcile.pd_ratio_tolerance"),
     ({"pools": AGG, "predictor": {"holt_winters": {"alpha": 2.0}}}, "planner.predictor.holt_winters.alpha"),
-    ({}, "planner.pools"), ({"pools": {"agg": object()}}, "planner.pools.agg"),
+    ({}, "planner.pools"), ({"pools": {"agg": object()}}, "planner: expected plain data"),
 ])
 def test_PL_903_refusals_name_the_path(block: dict[str, Any], path: str) -> None:
     with pytest.raises(PlannerConfigError) as caught:
@@ -140,7 +145,7 @@ def test_PL_903_refusals_name_the_path(block: dict[str, Any], path: str) -> None
 def test_PL_904_in_process_plugins_load() -> None:
     block = {"pools": AGG, "load": {"enabled": False}, "plugins": {
         "in_process": [entry(kwargs={"n": 7}, hold_policy="hold_last", timeout_s=2.0)], "disabled": ["builtin_stabilise"]}}
-    built, (echo,) = read_planner(block).build()
+    built, (echo,) = parts(block)
     assert echo.plugin.n == 7
     reg = echo.registration
     assert (reg.stage, reg.hold_policy, reg.timeout_s, reg.failure_threshold, reg.cooldown_s) == (Stage.PROPOSE, HoldPolicy.HOLD_LAST, 2.0, 5, 30.0)
@@ -153,7 +158,7 @@ def test_PL_904_in_process_plugins_load() -> None:
 ])
 def test_PL_904_plugins_that_cannot_be_made(bad: dict[str, Any], why: str) -> None:
     with pytest.raises(PlannerConfigError, match=why):
-        read_planner({"pools": AGG, "plugins": {"in_process": [entry(**bad)]}}).build()
+        parts({"pools": AGG, "plugins": {"in_process": [entry(**bad)]}})
 
 
 def test_PL_905_what_may_change_at_run_time() -> None:

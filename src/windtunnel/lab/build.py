@@ -72,6 +72,7 @@ def control_from_header(header: Mapping[str, Any], spec: ControlSpec | None = No
         raise ConfigError("the log's header does not say how to build its control", hint="give replay a control")
     pools, slo = [PoolFacts(**p) for p in data.pop("pools")], data.pop("slo", {})
     if spec is None:
+        registry.refuse_imports(data)
         spec = ControlSpec.model_validate_json(json.dumps(data), strict=True)
     return build_control(spec, pools, slo=slo, seed=int(header["seed"]), replication=int(header["replication"]), wants=wants_of(header["level"]))
 
@@ -125,11 +126,12 @@ def _flat(slo: Mapping[str, Any]) -> dict[str, float]:
     return {k: float(v) for k, v in chosen.items() if isinstance(v, (int, float))}
 
 
-def pool_facts(fleet: FleetConfig) -> tuple[PoolFacts, ...]:
-    """What policies may know of a simulated fleet before the run."""
-    from windtunnel.lab.build_pool import mean_boot_s
+def pool_facts(fleet: FleetConfig, *, steps: bool = False) -> tuple[PoolFacts, ...]:
+    """What policies may know of a simulated fleet before the run; steps: also samples of its engines' step times."""
+    from windtunnel.lab.build_pool import engine_limits, known_steps, mean_boot_s
 
-    return tuple(PoolFacts(p.name, p.role, p.model, p.replicas, p.gpus_per_replica, p.slots, mean_boot_s(p.startup), p.min, p.max)
+    return tuple(PoolFacts(p.name, p.role, p.model, p.replicas, p.gpus_per_replica, p.slots, mean_boot_s(p.startup), p.min, p.max,
+                           engine_limits(p), known_steps(p) if steps else ())
                  for p in fleet.pools.values())
 
 

@@ -39,6 +39,8 @@ from windtunnel.sim.stepmodels.tables_llmservingsim import LlmServingSimTables
 from windtunnel.sim.stepmodels.vidur import VidurRoofline
 from windtunnel.sim.transfer import KvLink
 
+TYPICAL_CONTEXT = 1024  # tokens of a request in the samples of step times
+
 
 def build_pool(name: str, spec: PoolSpec, base: Path, *, split: bool = False) -> Pool:
     """The pool; ConfigInfeasibleError, with the sum, if the model does not fit. split: it shares requests with other pools of its model."""
@@ -192,6 +194,35 @@ def mean_boot_s(startup: Startup) -> float:
     """Expected seconds from asking for a replica to its being ready."""
     stages = (startup.node_s, startup.image_s, startup.weights_s, startup.compile_s)
     return sum(s if isinstance(s, (int, float)) else s.expected() for s in stages)
+
+
+def engine_limits(pool: Pool) -> dict[str, int | None]:
+    """What one engine of the pool takes at once; nothing is known of stations."""
+    engine = pool.engine
+    if isinstance(engine, ServiceConfig):
+        return {}
+    kv_tokens = None if engine.num_blocks is None else engine.num_blocks * engine.block_size
+    return {"max_num_batched_tokens": engine.max_num_batched_tokens, "max_num_seqs": engine.max_num_seqs, "max_kv_tokens": kv_tokens,
+            "context_length": engine.max_model_len}
+
+
+def known_steps(pool: Pool) -> tuple[tuple[float, float, float, float], ...]:
+    """Step times over the engine's range: (prompt tokens, decoding requests, their KV tokens, s), as a profile run would find them."""
+    engine, limits = pool.engine, engine_limits(pool)
+    if isinstance(engine, ServiceConfig):
+        return ()
+    most, kv_tokens = min(engine.max_num_batched_tokens, 8192), limits["max_kv_tokens"] or 0
+    prompts = (0,) if pool.role == "decode" else (0, most // 8, most // 4, most // 2, most)
+    seqs = engine.max_num_seqs
+    decodes = (0,) if pool.role == "prefill" else tuple(dict.fromkeys((0, 1, seqs // 4, seqs // 2, seqs)))
+    found = []
+    for tokens in prompts:
+        for requests in decodes:
+            kv = min(requests * TYPICAL_CONTEXT, kv_tokens)
+            if tokens or requests:
+                batch = Batch(requests, kv, [(tokens, 0)] if tokens else [], tokens + requests, requests + bool(tokens), requests + bool(tokens))
+                found.append((float(tokens), float(requests), float(kv), pool.step_model.seconds(batch)))
+    return tuple(found)
 
 
 def _capacity(spec: PoolSpec, measured: Profile | None) -> str:

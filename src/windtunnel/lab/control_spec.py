@@ -8,7 +8,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
+from windtunnel.lab import registry
 from windtunnel.lab.kinds import Kinds, Spec, spec_of
+from windtunnel.lab.planner_config import PlannerSpec
 from windtunnel.policy.admission.budget import Budget
 from windtunnel.policy.admission.quota import TenantQuota
 from windtunnel.policy.settings import ControlSettings
@@ -20,6 +22,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "open": {"queue": {"kind": "fifo"}, "admission": {"limit": {"kind": "none"}, "gates": []},
              "routing": {"kind": "least_outstanding", "by": "requests"}},
 }
+registry.register("planner", "pipeline", PlannerSpec)
 SettingsSpec, QuotaSpec, BudgetSpec = spec_of(ControlSettings), spec_of(TenantQuota), spec_of(Budget)
 
 
@@ -73,7 +76,7 @@ class ControlSpec(Spec):
 
     def resolved(self) -> ControlSpec:
         """The same control with every part of its preset written out."""
-        data = self.model_dump(mode="json", exclude_none=True, exclude_unset=True)
+        data = self.model_dump(mode="json", exclude_unset=True)
         return ControlSpec.model_validate_json(json.dumps(filled(data)), strict=True)
 
 

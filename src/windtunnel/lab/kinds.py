@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, Union
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, create_model, model_validator
 from pydantic_core import CoreSchema, PydanticCustomError
 
-from windtunnel.errors import ConfigValueError
+from windtunnel.errors import ConfigValueError, PlannerConfigError
 from windtunnel.events import PRIORITIES
 from windtunnel.lab import registry
 from windtunnel.policy.param import Param
@@ -23,14 +23,24 @@ class Spec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-def refused(error: ConfigValueError) -> PydanticCustomError:
+def refused(error: ConfigValueError | PlannerConfigError) -> PydanticCustomError:
     """What a config class refused, on its way through pydantic to the sentence with file and line."""
+    if isinstance(error, PlannerConfigError):
+        return planner_refused(error, own=True)
     text = error.message.removeprefix(f"{error.field}: ")
     names = {str(number): name for name, number in PRIORITIES.items()}
     parts = error.field.split(".")
     if len(parts) > 1 and parts[-2].endswith("_by_class"):
         parts[-1] = names.get(parts[-1], parts[-1])
     return PydanticCustomError("config", "{text}", {"text": text, "field": ".".join(parts)})
+
+
+def planner_refused(error: PlannerConfigError, *, own: bool) -> PydanticCustomError:
+    """The same for "planner.block.field: why". own: the block itself refused, its path is known; else the whole planner did."""
+    path, colon, text = error.message.partition(": ")
+    if not colon or not path.startswith("planner."):
+        return PydanticCustomError("config", "{text}", {"text": error.message, "field": ""})
+    return PydanticCustomError("config", "{text}", {"text": text, "field": path.rpartition(".")[2] if own else path.removeprefix("planner.")})
 
 
 class DataclassSpec(Spec):
@@ -42,7 +52,7 @@ class DataclassSpec(Spec):
     def _accepted(self) -> DataclassSpec:
         try:
             self.config()
-        except ConfigValueError as e:
+        except (ConfigValueError, PlannerConfigError) as e:
             raise refused(e) from None
         return self
 
@@ -60,13 +70,13 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def spec_of(cls: type[Any], kind: str = "", section: str = "", skip: tuple[str, ...] = ()) -> type[DataclassSpec]:
-    """The model of a dataclass. kind: adds `kind: Literal[kind]`; section: adds the section's wrapper blocks as optional keys;
-    skip: fields that keep their defaults. One model per set of arguments, until `forget`.
+def spec_of(cls: type[Any], kind: str = "", section: str = "", skip: tuple[str, ...] = ()) -> type[Any]:
+    """The model of a dataclass, or of a Spec that is its own. kind: adds `kind: Literal[kind]`; section: adds the section's wrapper blocks as
+    optional keys; skip: fields that keep their defaults. One model per set of arguments, until `forget`.
     """
     key = (cls, kind, section, skip)
     if key not in _models:
-        _models[key] = _model(cls, kind, section, skip)
+        _models[key] = _own(cls, kind) if issubclass(cls, Spec) else _model(cls, kind, section, skip)
     return _models[key]
 
 
@@ -75,7 +85,12 @@ def forget() -> None:
     _models.clear()
 
 
-_models: dict[tuple[type[Any], str, str, tuple[str, ...]], type[DataclassSpec]] = {}
+_models: dict[tuple[type[Any], str, str, tuple[str, ...]], type[Any]] = {}
+
+
+def _own(cls: type[Spec], kind: str) -> type[Spec]:
+    fields: dict[str, Any] = {"kind": (Literal[kind], ...)}
+    return create_model(f"{cls.__name__}Block", __base__=cls, __doc__=cls.__doc__, **fields)  # type: ignore[no-any-return]
 
 
 def _model(cls: type[Any], kind: str, section: str, skip: tuple[str, ...]) -> type[DataclassSpec]:
@@ -140,7 +155,7 @@ class Kinds:
     def __init__(self, section: str) -> None:
         self.section = section
 
-    def models(self) -> list[type[DataclassSpec]]:
+    def models(self) -> list[type[Any]]:
         return [spec_of(cls, kind, self.section) for kind, cls in registry.kinds(self.section).items()]
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:

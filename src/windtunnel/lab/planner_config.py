@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
-from importlib import import_module
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from windtunnel.errors import PlannerConfigError
 from windtunnel.lab.forecast_models import forecaster
+from windtunnel.lab.kinds import Spec, planner_refused, spec_of
+from windtunnel.lab.planner_plugins import BUILTIN_PREFIX, REFERENCE_PREFIX, PluginsSpec, Positive, Seconds
+from windtunnel.policy.param import BuildContext, PoolFacts
 from windtunnel.policy.planning.builtins import Builtins, build_plugins
-from windtunnel.policy.planning.contract import HoldPolicy, Stage
 from windtunnel.policy.planning.perf_model import PerfModel
-from windtunnel.policy.planning.plugin import Attached, Registration
-from windtunnel.policy.planning.settings import PlannerSettings
+from windtunnel.policy.planning.plugin import Attached
+from windtunnel.policy.planning.settings import ROLES, PlannerSettings
 from windtunnel.policy.planning.settings_blocks import (
     BudgetSettings,
+    LimitSettings,
     LoadSettings,
-    PluginDefaults,
     PoolSettings,
     PredictorSettings,
     ReconcileSettings,
@@ -31,80 +33,15 @@ from windtunnel.policy.planning.settings_blocks import (
     refuse,
 )
 
-BUILTIN_PREFIX = "builtin_"
-Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
-
-class _Block(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-def _hold_policy(name: Any) -> Any:
-    return name.upper() if isinstance(name, str) else name
-
-
-class PluginEntry(_Block):
-    """What both kinds of plugins say. hold_policy: by name, any case; None takes the planner's default."""
-
-    plugin_id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$")
-    stage: Literal["predict", "propose", "reconcile", "constrain"]
-    priority: int = Field(default=100, ge=0, lt=2**31)
-    execution_interval_s: Seconds = 0.0
-    hold_policy: Annotated[Literal["ACCEPT_WHEN_IDLE", "HOLD_LAST"], BeforeValidator(_hold_policy)] = "ACCEPT_WHEN_IDLE"
-    hold_max_age_s: Positive | None = None
-    needs: tuple[str, ...] = ()
-    requires: tuple[str, ...] = ()
-    observation_window_s: Seconds = 0.0
-    timeout_s: Positive | None = None
-    failure_threshold: int | None = Field(default=None, ge=1)
-    cooldown_s: Positive | None = None
-
-    def registration(self, defaults: PluginDefaults, endpoint: str = "", offload: bool = False) -> Registration:
-        return Registration(
-            self.plugin_id, Stage(self.stage), self.priority, endpoint, execution_interval_s=self.execution_interval_s,
-            hold_policy=HoldPolicy[self.hold_policy], hold_max_age_s=self.hold_max_age_s, needs=self.needs, requires=self.requires,
-            observation_window_s=self.observation_window_s, timeout_s=defaults.timeout_s if self.timeout_s is None else self.timeout_s,
-            failure_threshold=defaults.failure_threshold if self.failure_threshold is None else self.failure_threshold,
-            cooldown_s=defaults.cooldown_s if self.cooldown_s is None else self.cooldown_s, offload=offload)
-
-
-class InProcess(PluginEntry):
-    """A class that can be imported; `kwargs` go to it."""
-
-    module: str
-    class_name: str = Field(alias="class")
-    offload: bool = False
-    kwargs: dict[str, Any] = {}
-
-    def load(self, defaults: PluginDefaults) -> Attached:
-        """Raises PlannerConfigError if it cannot be imported or made, or lacks the method of its stage."""
-        path = f"planner.plugins.in_process.{self.plugin_id}"
-        try:
-            made = getattr(import_module(self.module), self.class_name)(**self.kwargs)
-        except (ImportError, AttributeError, TypeError, ValueError) as error:
-            raise refuse(path, f"cannot make {self.module}.{self.class_name}: {error}") from error
-        if not callable(getattr(made, self.stage, None)):
-            raise refuse(path, f"{self.module}.{self.class_name} has no method {self.stage}")
-        return Attached(self.registration(defaults, offload=self.offload), made)
-
-
-class External(PluginEntry):
-    """A plugin in another process. token: env:NAME or file:PATH; tls: settings of the connection."""
-
-    endpoint: str
-    token: str | None = Field(default=None, pattern=r"^(env|file):.+$")
-    tls: dict[str, Any] | None = None
-
-
-class AuthSpec(_Block):
+class AuthSpec(Spec):
     """Who may register."""
 
     sources: tuple[dict[str, Any], ...] = ()
     admin_subjects: tuple[str, ...] = ()
 
 
-class RegistrySpec(_Block):
+class RegistrySpec(Spec):
     """The door for plugins that register themselves."""
 
     enabled: bool = False
@@ -121,41 +58,95 @@ class RegistrySpec(_Block):
     max_message_bytes: int = Field(default=10_485_760, ge=1024)
 
 
-class PluginsSpec(_Block):
-    """Plugins beside the built-in ones. disabled: ids of built-in ones to leave out."""
 
-    in_process: tuple[InProcess, ...] = ()
-    external: tuple[External, ...] = ()
-    defaults: PluginDefaults = PluginDefaults()
-    disabled: tuple[str, ...] = ()
+def _spec(cls: type[Any]) -> Any:
+    return spec_of(cls)
 
 
-class PlannerSpec(_Block):
-    """The whole block as it is written."""
+LIMITS = ("max_num_batched_tokens", "max_num_seqs", "max_kv_tokens", "context_length")
 
-    mode: Literal["agg", "disagg", "prefill", "decode"] = "agg"
-    target: Literal["throughput", "latency", "load", "sla"] = "throughput"
-    slo: SloSettings = SloSettings()
-    pools: dict[str, PoolSettings]
-    budget: BudgetSettings = BudgetSettings()
-    advisory: bool = False
-    throughput: ThroughputSettings = ThroughputSettings()
-    load: LoadSettings = LoadSettings()
-    predictor: PredictorSettings = PredictorSettings()
-    speculative_nextn: int = 0
-    stabilise: StabiliseSettings = StabiliseSettings()
-    reconcile: ReconcileSettings = ReconcileSettings()
-    scheduling: SchedulingSettings = SchedulingSettings()
+
+class PoolEntry(Spec):
+    """One role's pool. What is left out is the fleet's."""
+
+    component: str | None = Field(default=None, description="Its name; left out: the role's.")
+    gpus: int | None = Field(default=None, ge=0, description="Per replica; left out: the fleet's.")
+    min_replicas: int | None = Field(default=None, ge=0, description="Left out: the fleet's minimum, at least 1.")
+    max_replicas: int | None = Field(default=None, ge=0, description="Left out: the fleet's maximum.")
+    watts_per_replica: Positive | None = Field(default=None, description="Of one replica (W); a power budget needs it.")
+    boot_s: Seconds | None = Field(default=None, description="From asking to ready, until it was measured (s); left out: the fleet's.")
+    capacity_rps: Positive | None = Field(default=None, description="Requests per second of one replica within the SLO; left out: from step times.")
+    limits: _spec(LimitSettings) = _spec(LimitSettings)()  # type: ignore[valid-type]
+
+    @model_validator(mode="after")
+    def _ordered(self) -> PoolEntry:
+        try:
+            self.settings(None)
+        except PlannerConfigError as error:
+            raise planner_refused(error, own=True) from None
+        return self
+
+    def settings(self, facts: PoolFacts | None) -> PoolSettings:
+        """facts: of the fleet's pool; None: not known yet."""
+        facts = facts or PoolFacts("", boot_s=60.0)
+        given: Any = self.limits
+        limits = {name: known if (known := getattr(given, name)) is not None else facts.limits.get(name) for name in LIMITS}
+        least = max(1, facts.min_replicas) if self.min_replicas is None else self.min_replicas
+        most = [n for n in (self.max_replicas, facts.max_replicas) if n is not None]
+        return PoolSettings(
+            self.component, facts.gpus if self.gpus is None else self.gpus, least, min(most, default=None), self.watts_per_replica,
+            self.boot_s if self.boot_s is not None else 60.0 if facts.boot_s is None else facts.boot_s, self.capacity_rps, LimitSettings(**limits))
+
+
+class PlannerSpec(Spec):
+    """Sizes the pools of one service by a pipeline: predict, propose, reconcile, constrain."""
+
+    mode: Literal["agg", "disagg", "prefill", "decode"] = Field(default="agg", description="The roles it sizes.")
+    target: Literal["throughput", "latency", "load", "sla"] = Field(default="throughput", description="What the load loop looks at.")
+    slo: _spec(SloSettings) | None = Field(default=None, description="Left out: ttft_s and itl_s or tpot_s of the scenario.")  # type: ignore[valid-type]
+    pools: dict[str, PoolEntry] = Field(default={}, description="By role; a role that is left out is as in the fleet.")
+    budget: _spec(BudgetSettings) = _spec(BudgetSettings)()  # type: ignore[valid-type]
+    advisory: bool = Field(default=False, description="Plans are told and nothing moves.")
+    throughput: _spec(ThroughputSettings) = _spec(ThroughputSettings)()  # type: ignore[valid-type]
+    load: _spec(LoadSettings) = _spec(LoadSettings)()  # type: ignore[valid-type]
+    predictor: _spec(PredictorSettings) = _spec(PredictorSettings)()  # type: ignore[valid-type]
+    speculative_nextn: int = Field(default=0, ge=0)
+    stabilise: _spec(StabiliseSettings) = _spec(StabiliseSettings)()  # type: ignore[valid-type]
+    reconcile: _spec(ReconcileSettings) = _spec(ReconcileSettings)()  # type: ignore[valid-type]
+    scheduling: _spec(SchedulingSettings) = _spec(SchedulingSettings)()  # type: ignore[valid-type]
     plugins: PluginsSpec = PluginsSpec()
     registry: RegistrySpec = RegistrySpec()
-    scaler: ScalerSettings = ScalerSettings()
+    scaler: _spec(ScalerSettings) = _spec(ScalerSettings)()  # type: ignore[valid-type]
 
-    def settings(self) -> PlannerSettings:
-        """Raises PlannerConfigError, with the dotted path, for what does not fit together."""
-        same = {name: getattr(self, name) for name in PlannerSpec.model_fields if name not in ("plugins", "registry")}
+    @model_validator(mode="after")
+    def _accepted(self) -> PlannerSpec:
+        known = {role: PoolFacts(role, role, boot_s=60.0) for role in ROLES[self.mode]}
+        try:
+            made = self.settings(known)
+            self.plugins.referenced(tuple(map(made.component, made.roles)))
+        except PlannerConfigError as error:
+            raise planner_refused(error, own=False) from None
+        return self
+
+    def settings(self, facts: Mapping[str, PoolFacts] | None = None, slo: Mapping[str, float] | None = None) -> PlannerSettings:
+        """facts: the fleet's pool of each role; None: the block must name every pool. slo: bounds by column, for a block that has none.
+
+        Raises PlannerConfigError, with the dotted path, for what does not fit together.
+        """
+        blocks = {name: getattr(self, name).config() for name in BLOCKS}
         entries = (*self.plugins.in_process, *self.plugins.external)
-        made = PlannerSettings(**same, defaults=self.plugins.defaults, disabled=frozenset(self.plugins.disabled),
-                               other_proposers=any(e.stage == "propose" for e in entries))
+        known = facts or {}
+        pools = {role: PoolEntry().settings(f) for role, f in known.items() if role not in self.pools}
+        pools |= {role: entry.settings(known.get(role)) for role, entry in self.pools.items()}
+        if self.plugins.reference:
+            for name in ("throughput", "load"):
+                if blocks[name].enabled is None:
+                    blocks[name] = type(blocks[name])(**{**_fields(blocks[name]), "enabled": False})
+        bounds = self.slo.config() if self.slo is not None else _slo(slo or {})
+        made = PlannerSettings(mode=self.mode, target=self.target, slo=bounds, pools=pools, advisory=self.advisory,
+                               speculative_nextn=self.speculative_nextn, defaults=self.plugins.defaults.config(),  # type: ignore[attr-defined]
+                               disabled=frozenset(self.plugins.disabled), **blocks,
+                               other_proposers=bool(self.plugins.reference) or any(e.stage == "propose" for e in entries))
         self._check_entries(made)
         if self.registry.enabled and self.registry.listen is None:
             raise refuse("planner.registry.listen", "missing, an enabled registry needs it")
@@ -172,6 +163,8 @@ class PlannerSpec(_Block):
                     raise refuse(f"{path}.plugin_id", f"{entry.plugin_id!r} is used twice")
                 if entry.plugin_id.startswith(BUILTIN_PREFIX):
                     raise refuse(f"{path}.plugin_id", f"{entry.plugin_id!r} is reserved: ids of built-in plugins begin with {BUILTIN_PREFIX}")
+                if entry.plugin_id.startswith(REFERENCE_PREFIX):
+                    raise refuse(f"{path}.plugin_id", f"{entry.plugin_id!r} is reserved for plugins.reference")
                 seen.add(entry.plugin_id)
                 if entry.timeout_s is not None and entry.timeout_s > made.scheduling.tick_max_duration_s:
                     raise refuse(f"{path}.timeout_s", f"expected at most scheduling.tick_max_duration_s {made.scheduling.tick_max_duration_s:g}")
@@ -179,39 +172,57 @@ class PlannerSpec(_Block):
                 if abs(ratio - round(ratio)) > 1e-6:
                     raise refuse(f"{path}.observation_window_s", f"expected a multiple of the scale interval {made.scale_interval_s:g}")
 
-    def build(self, perf_model: PerfModel | None = None) -> tuple[Builtins, tuple[Attached, ...]]:
-        """(built-in plugins, in-process plugins of the block)."""
-        made = self.settings()
-        built = build_plugins(made, perf_model=perf_model, forecaster=forecaster(made.predictor))
-        return built, tuple(entry.load(made.defaults) for entry in self.plugins.in_process)
+    def config(self) -> PlannerSpec:
+        """Itself: what a registered kind is built from."""
+        return self
+
+    def build(self, ctx: BuildContext) -> Any:
+        """The planner over the pools of `ctx`. Raises PlannerConfigError if a role has no pool, or several."""
+        from windtunnel.lab.planner_build import build_pipeline_planner
+
+        try:
+            return build_pipeline_planner(self, ctx.pools, wants=ctx.wants, slo=ctx.slo)
+        except PlannerConfigError as error:
+            raise PlannerConfigError(f"control.{error.message}" if error.message.startswith("planner.") else error.message) from None
+
+    def parts(self, settings: PlannerSettings, perf_model: PerfModel | None = None,
+              facts: Mapping[str, PoolFacts] | None = None) -> tuple[Builtins, tuple[Attached, ...]]:
+        """(built-in plugins, in-process plugins of the block). facts: whose known step times the built-in ones start from."""
+        known = {role: [(s[0], s[1], s[2], s[3]) for s in f.steps] for role, f in (facts or {}).items() if f.steps}
+        built = build_plugins(settings, perf_model=perf_model, forecaster=forecaster(settings.predictor), known=known)
+        components = tuple(map(settings.component, settings.roles))
+        return built, (*self.plugins.referenced(components), *(entry.load(settings.defaults) for entry in self.plugins.in_process))
+
+
+BLOCKS = ("budget", "throughput", "load", "predictor", "stabilise", "reconcile", "scheduling", "scaler")
+
+
+def _fields(block: Any) -> dict[str, Any]:
+    return {f.name: getattr(block, f.name) for f in dataclasses.fields(block)}
+
+
+def _slo(bounds: Mapping[str, float]) -> SloSettings:
+    """The bounds that a planner can size for; without any: its defaults."""
+    ttft_s, itl_s = bounds.get("ttft_s"), bounds.get("itl_s", bounds.get("tpot_s"))
+    if ttft_s is None and itl_s is None:
+        return SloSettings()
+    return SloSettings(None if ttft_s is None else ttft_s * 1000, None if itl_s is None else itl_s * 1000)
 
 
 _SPEC = TypeAdapter(PlannerSpec)
-_POOL = TypeAdapter(PoolSettings)
 
 
 def read_planner(data: Mapping[str, Any]) -> PlannerSpec:
-    """The `planner:` block as plain data. Raises PlannerConfigError: unknown keys, wrong types, values out of range."""
-    pools = data.get("pools")
-    if isinstance(pools, Mapping):
-        for role, pool in pools.items():  # alone first: a pool does not know its role, so its path would lack it
-            _strict(_POOL, pool, f"planner.pools.{role}", "planner.pools.")
-    spec: PlannerSpec = _strict(_SPEC, data, "planner", "")
-    spec.settings()
-    return spec
-
-
-def _strict(adapter: TypeAdapter[Any], data: Any, path: str, blank: str) -> Any:
+    """The `planner:` block as plain data, every pool named. Raises PlannerConfigError: unknown keys, wrong types, values out of range."""
     try:
-        return adapter.validate_json(json.dumps(data), strict=True)
+        spec = _SPEC.validate_json(json.dumps(data), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
-        loc = ".".join(str(part) for part in first["loc"])
-        what = "unknown key" if first["type"] in ("extra_forbidden", "unexpected_keyword_argument") else first["msg"]
-        raise refuse(f"{path}.{loc}" if loc else path, what) from None
-    except PlannerConfigError as error:
-        if blank and error.message.startswith(blank):
-            raise PlannerConfigError(f"{path}.{error.message.removeprefix(blank)}") from None
-        raise
+        context: Mapping[str, Any] = first.get("ctx", {}) if first["type"] == "config" else {}
+        loc = ".".join(str(part) for part in (*first["loc"], *filter(None, [context.get("field", "")])))
+        what = context["text"] if context else "unknown key" if first["type"] == "extra_forbidden" else first["msg"]
+        raise refuse(f"planner.{loc}", what) if loc else PlannerConfigError(what) from None
     except TypeError as error:
-        raise refuse(path, f"expected plain data: {error}") from None
+        raise refuse("planner", f"expected plain data: {error}") from None
+    spec.settings()
+    return spec

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -18,18 +18,21 @@ from windtunnel.errors import ConfigError, ConfigImportError
 SECTIONS = ("queue", "admission.limit", "admission.gates", "routing", "planner")
 GROUP = "windtunnel.policies"
 _kinds: dict[str, dict[str, type[Any]]] = {s: {} for s in SECTIONS}
+_trusted: set[str] = set()
 _listeners: list[Callable[[str], None]] = []
 
 
 def register(section: str, kind: str, cls: type[Any]) -> type[Any]:
     """Make `kind: <kind>` in a section of `control` mean `cls`; returns cls.
 
-    Raises ConfigImportError if the kind is taken by another class or cls is not a frozen dataclass with `build` or `wrap`.
+    Raises ConfigImportError if the kind is taken by another class or cls is not a frozen dataclass with `build` or `wrap`. A frozen
+    pydantic model of the lab with `config` and `build` will do too.
     """
     if section not in _kinds:
         raise ConfigError(f'unknown section "{section}"', hint=f"sections: {', '.join(SECTIONS)}")
     params = getattr(cls, "__dataclass_params__", None)
-    if params is None or not params.frozen or not (hasattr(cls, "build") or hasattr(cls, "wrap")):
+    model = getattr(cls, "model_config", {}).get("frozen", False) and hasattr(cls, "config")
+    if not (model or (params is not None and params.frozen)) or not (hasattr(cls, "build") or hasattr(cls, "wrap")):
         raise ConfigImportError(f"{_name(cls)} cannot be a {section} kind: expected a frozen dataclass with build(ctx) or wrap(inner, ctx)")
     taken = _kinds[section].get(kind)
     if taken is not None and taken is not cls:
@@ -68,6 +71,31 @@ def import_kind(section: str, kind: str, *, allow_imports: bool) -> None:
     except (ImportError, AttributeError) as e:
         raise ConfigImportError(f'{section}: cannot import "{kind}": {e}') from None
     register(section, kind, cls)
+
+
+def import_modules(modules: Iterable[str], *, allow_imports: bool) -> None:
+    """Plugins of a planner name modules: those of others are refused unless allowed, and remembered as trusted if they are."""
+    for module in modules:
+        if module.partition(".")[0] == "windtunnel" or module in _trusted:
+            continue
+        if not allow_imports:
+            hint = "pass allow_imports=True (--allow-imports) if you trust it"
+            raise ConfigImportError(f'planner.plugins: module "{module}" would import code', hint=hint)
+        _trusted.add(module)
+
+
+def plugin_modules(control: Any) -> list[str]:
+    """The modules that plain `control` data names for planner plugins."""
+    node = control
+    for key in ("planner", "plugins", "in_process"):
+        node = node.get(key) if isinstance(node, Mapping) else None
+    entries = node if isinstance(node, list) else []
+    return [str(e["module"]) for e in entries if isinstance(e, Mapping) and "module" in e]
+
+
+def refuse_imports(control: Any) -> None:
+    """Raise ConfigImportError if plain `control` data, say of a log, names a module that nobody has trusted yet."""
+    import_modules(plugin_modules(control), allow_imports=False)
 
 
 def load_entry_points() -> None:

@@ -202,9 +202,9 @@ class Scenario(Spec):
     def build_control(self, *, pools: Sequence[PoolFacts] | None = None, seed: int | None = None, replication: int = 0,
                       wants: frozenset[str] = frozenset()) -> Control:
         """A fresh control over the scenario's pools, or over those of a live fleet."""
-        from windtunnel.lab.build import build_control, pool_facts
+        from windtunnel.lab.build import build_control
 
-        over = pool_facts(self.build_fleet()) if pools is None else pools
+        over = self._facts(self.build_fleet()) if pools is None else pools
         return build_control(self.control, over, slo=self.slo.bounds(), seed=self.seed if seed is None else seed,
                              replication=replication, wants=wants)
 
@@ -231,9 +231,13 @@ class Scenario(Spec):
     def start(self, *, seed: int | None = None, replication: int = 0, record: str | None = None, check: bool = False) -> Flight:
         """A steppable flight: `advance(budget_s)` until done, then `result()`."""
         world, control, source = self.build(seed=seed, replication=replication, record=record, check=check)
+        return world.start(control, source, name=self.name, scenario=self, **self.meta(self._facts(world.fleet)))
+
+    def _facts(self, fleet: FleetConfig) -> tuple[PoolFacts, ...]:
+        """What the control may know; step times only for a planner that sizes by them."""
         from windtunnel.lab.build import pool_facts
 
-        return world.start(control, source, name=self.name, scenario=self, **self.meta(pool_facts(world.fleet)))
+        return pool_facts(fleet, steps=hasattr(self.control.planner, "predictor"))
 
     def run(self, *, seed: int | None = None, replication: int = 0, record: str | None = None, check: bool = False,
             progress: Callable[[Progress], None] | bool = False) -> Run:
@@ -284,8 +288,9 @@ def _variant(data: Any, name: str) -> Mapping[str, Any]:
 
 
 def import_kinds(data: Any, *, allow_imports: bool) -> None:
-    """Register every `pkg.mod:Class` that stands as a kind in `control`."""
+    """Register every `pkg.mod:Class` that stands as a kind in `control`; may its planner's plugins be imported?"""
     control = data.get("control") if isinstance(data, dict) else None
+    registry.import_modules(registry.plugin_modules(control), allow_imports=allow_imports)
     for section in registry.SECTIONS:
         node = control
         for key in section.split("."):

@@ -35,7 +35,11 @@ class Rng(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class PoolFacts:
-    """What a policy may know of a pool before the run. gpus: per replica; boot_s: expected seconds from asking to ready."""
+    """What a policy may know of a pool before the run. gpus: per replica; boot_s: expected seconds from asking to ready.
+
+    limits: of one engine (max_num_batched_tokens, max_num_seqs, max_kv_tokens, context_length). steps: known step times, as
+    (prompt tokens, decoding requests, their KV tokens, seconds).
+    """
 
     name: str
     role: str = "agg"
@@ -46,6 +50,8 @@ class PoolFacts:
     boot_s: float | None = None
     min_replicas: int = 1
     max_replicas: int | None = None
+    limits: Mapping[str, int | None] = field(default_factory=dict)
+    steps: tuple[tuple[float, float, float, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from windtunnel.policy.planning.contract import HoldPolicy, Stage
 from windtunnel.policy.planning.forecast import Model
 from windtunnel.policy.planning.load import LoadPropose
 from windtunnel.policy.planning.load_predict import LoadPredict
-from windtunnel.policy.planning.perf_model import PerfModel
+from windtunnel.policy.planning.perf_model import KnownStep, PerfModel
 from windtunnel.policy.planning.plugin import Attached, Registration
 from windtunnel.policy.planning.reconcile import Reconcile
 from windtunnel.policy.planning.settings import PlannerSettings
@@ -37,12 +37,13 @@ class Builtins:
 
 
 def build_plugins(settings: PlannerSettings, *, perf_model: PerfModel | None = None,
-                  forecaster: Callable[[], Model] | None = None) -> Builtins:
-    """perf_model: step times that are known, None: learned from engine reports. forecaster: makes a model of a library; None: by settings.
+                  forecaster: Callable[[], Model] | None = None, known: Mapping[str, Sequence[KnownStep]] | None = None) -> Builtins:
+    """perf_model: fixed step times, None: learned from engine reports, beginning with `known` steps by role. forecaster: makes a model of
+    a library; None: by settings.
 
     With its load loop on, the throughput loop emits bounds that hold between its ticks.
     """
-    sizing = Sizing(settings, perf_model)
+    sizing = Sizing(settings, perf_model, known)
     made: list[Attached] = []
 
     def add(plugin_id: str, stage: Stage, priority: int, plugin: Any, needs: tuple[str, ...], interval_s: float = 0.0,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -109,6 +109,15 @@ def merge_reasons(component: str, outcome: TickOutcome, plugins: Mapping[str, An
     if any(c.component == component for m in (outcome.propose, outcome.reconcile, outcome.constrain) if m for c in m.conflicts):
         out.append(PlanReason.BOUNDS_CONFLICT.value)
     return out
+
+
+def decisive_reason(component: str, reasons: Sequence[str], outcome: TickOutcome, plugins: Mapping[str, Any]) -> str:
+    """Why a count changes, in a word: what bounded the plan, else what the plugin said that decided."""
+    if reasons[0] != PlanReason.APPLIED:
+        return reasons[0]
+    decided = outcome.propose.winners.get(component, "") if outcome.propose is not None else ""
+    said: str = getattr(plugins.get(decided), "reasons", {}).get(component, "")
+    return said or reasons[0]
 
 
 _PLAN = frozenset(r.value for r in PlanReason)

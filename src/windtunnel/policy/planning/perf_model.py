@@ -19,6 +19,7 @@ AVERAGED = 64
 DECODE_NEGATIVE = -1e-6  # so little is rounding: kept
 Role = str  # agg, prefill, decode
 Sample = tuple[tuple[float, ...], float]  # features, seconds
+KnownStep = tuple[float, float, float, float]  # prompt tokens, decoding requests, their KV tokens, seconds
 
 
 class PerfModel(Protocol):
@@ -227,6 +228,12 @@ class LearnedPerf:
             "agg": (load.prefill_tokens, load.decode_kv_tokens),
         }
         self.models[role].add(features[role], report.wall_s)
+
+    def seed(self, role: Role, steps: Sequence[KnownStep]) -> None:
+        """Steps that were timed before the run, so that a planner is ready from its first tick; reports replace them cell by cell."""
+        for tokens, requests, kv_tokens, seconds in steps:
+            features: tuple[float, ...] = {"prefill": (tokens,), "decode": (requests, kv_tokens)}.get(role, (tokens, kv_tokens))
+            self.models[role].add(features, seconds)
 
     def ready(self, role: Role) -> bool:
         return self.models[role].fit is not None

@@ -70,7 +70,8 @@ class LimitSettings:
 
 @dataclass(frozen=True, slots=True)
 class PoolSettings:
-    """One role's pool. component: its name, by default the role's; gpus, watts: per replica; boot_s: until one was measured."""
+    """One role's pool. component: its name, by default the role's; gpus, watts: per replica; boot_s: until one was measured;
+    capacity_rps: requests/s of one replica within the SLO, None: found with step times."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
     component: str | None = None
@@ -79,10 +80,11 @@ class PoolSettings:
     max_replicas: int | None = None
     watts_per_replica: float | None = None
     boot_s: float = 60.0
+    capacity_rps: float | None = None
     limits: LimitSettings = field(default_factory=LimitSettings)
 
     def __post_init__(self) -> None:
-        check_block("planner.pools", self, positive=("watts_per_replica",), natural=("gpus", "min_replicas", "max_replicas", "boot_s"))
+        check_block("planner.pools", self, positive=("watts_per_replica", "capacity_rps"), natural=("gpus", "min_replicas", "max_replicas", "boot_s"))
         if self.max_replicas is not None and self.max_replicas < self.min_replicas:
             raise refuse("planner.pools.max_replicas", f"expected at least min_replicas {self.min_replicas}, got {self.max_replicas}")
 

@@ -31,7 +31,7 @@ from windtunnel.policy.planning.cadence import needs_of, pull
 from windtunnel.policy.planning.calls import Answer, Answers, Gather
 from windtunnel.policy.planning.contract import ObservationData, PipelineContext, WorkerState
 from windtunnel.policy.planning.demand import grid_index
-from windtunnel.policy.planning.diagnostics import PREDICT, TickDiagnostics, describe, merge_reasons, newly_scored
+from windtunnel.policy.planning.diagnostics import TickDiagnostics, decisive_reason, describe, merge_reasons
 from windtunnel.policy.planning.observer import FleetObserver, Observer
 from windtunnel.policy.planning.pipeline import Pipeline, Ticking, TickOutcome, answer_inline
 from windtunnel.policy.planning.plain import answer_of, registration_of
@@ -413,7 +413,7 @@ class PipelinePlanner:
             reasons = {c: [PlanReason.UNCHANGED.value] for c in baseline}
         else:
             planned, reasons = self._bounded(outcome, tick_at, now)
-            made = self._decided(planned, reasons, now)
+            made = self._decided(planned, reasons, outcome, now)
         told = {c: tuple(why) for c, why in reasons.items()}
         diagnostics = TickDiagnostics(self.ticks, tick_at, now, outcome.action)
         self._last = describe(diagnostics, outcome, baseline, planned, told, self.plugins, self._observed)
@@ -460,7 +460,7 @@ class PipelinePlanner:
             self.journal.add("boundary_changed", wanted=wanted, planned=dict(planned), reasons={c: list(r) for c, r in reasons.items()})
         return planned, reasons
 
-    def _decided(self, planned: Mapping[str, int], reasons: dict[str, list[str]], now: float) -> Sequence[Effect]:
+    def _decided(self, planned: Mapping[str, int], reasons: dict[str, list[str]], outcome: TickOutcome, now: float) -> Sequence[Effect]:
         changed = {}
         for component, pool in self.pools.items():
             n = planned.get(component)
@@ -473,7 +473,7 @@ class PipelinePlanner:
         if not changed or self.settings.advisory:
             self.journal.add("plan_held" if changed else "plan_unchanged", reasons={c: list(r) for c, r in reasons.items()})
             return NOTHING
-        return self._emit(changed, next(iter(reasons[c][0] for c in changed)), now)
+        return self._emit(changed, next(iter(decisive_reason(c, reasons[c], outcome, self.plugins) for c in changed)), now)
 
     def _emit(self, changed: Mapping[str, int], reason: str, now: float) -> Sequence[Effect]:
         decision_id = f"decision-{self.ticks}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import ceil
 
 from windtunnel.policy.planning.capacity import Capacity, EngineLimits, Shape, capacity
@@ -17,7 +17,7 @@ from windtunnel.policy.planning.contract import (
     StageResponse,
     TrafficMetrics,
 )
-from windtunnel.policy.planning.perf_model import LearnedPerf, PerfModel
+from windtunnel.policy.planning.perf_model import KnownStep, LearnedPerf, PerfModel
 from windtunnel.policy.planning.settings import PlannerSettings
 
 ACCEPTED = StageResponse(Accept())
@@ -44,13 +44,16 @@ def ceil_safe(x: float) -> int:
 class Sizing:
     """The settings' pools, and the step-time model: the given one, or one learned from engine reports.
 
-    limits: by role, from the settings; whoever learns an engine's real limits may replace them.
+    known: by role, step times that learning starts from. limits: by role, from the settings.
     """
 
-    def __init__(self, settings: PlannerSettings, model: PerfModel | None = None) -> None:
+    def __init__(self, settings: PlannerSettings, model: PerfModel | None = None, known: Mapping[str, Sequence[KnownStep]] | None = None) -> None:
         self.settings = settings
         load = settings.load
         self._learned = LearnedPerf(cells=load.cells, least=load.min_observations, most=load.max_samples) if model is None else None
+        if self._learned is not None:
+            for role, steps in (known or {}).items():
+                self._learned.seed(role, steps)
         self.model: PerfModel = model if model is not None else self._learned  # type: ignore[assignment]
         self.averages = self._learned or LearnedPerf()  # of tokens and lengths; an oracle model does not have them
         self.limits: dict[str, EngineLimits] = {role: settings.pools[role].limits.limits for role in settings.roles}
@@ -79,6 +82,9 @@ class Sizing:
 
     def capacity(self, role: str, shape: Shape | None) -> Capacity | None:
         """Of one replica within the SLO; None while the model, the limits or the lengths are unknown."""
+        told = self.settings.pools[role].capacity_rps
+        if told is not None:
+            return Capacity(told, 1, None, None, None, True)
         if shape is None:
             return None
         return capacity(role, shape, self.limits[role], self.settings.slo.bounds, self.model)
