@@ -21,8 +21,9 @@ from windtunnel.sim.agenda import ARRIVAL, Agenda, Call
 from windtunnel.sim.asking import Asking
 from windtunnel.sim.engine import Attempt
 from windtunnel.sim.faults import Fault, Faults
-from windtunnel.sim.fleet import DRAINING, READY, FleetConfig, SimFleet
+from windtunnel.sim.fleet import DRAINING, READY, FleetConfig, Pool, SimFleet
 from windtunnel.sim.followers import Followers
+from windtunnel.sim.pd import Handoffs, pairs_of
 from windtunnel.sim.sampling import Sampler
 from windtunnel.sim.scrape import Scraper
 from windtunnel.sim.service import Job
@@ -112,11 +113,9 @@ class SimDriver:
         gc.disable()
         try:
             while not self._over:
-                if self.agenda.run_some(SLICE):
-                    self._end()
                 if self._cancelled:
                     self._over = True
-                elif self.agenda.run_some(SLICE, self._quiet):
+                elif self.agenda.run_some(SLICE):
                     self._end()
                 if perf_counter() >= stop_at:
                     break
@@ -332,7 +331,7 @@ class SimDriver:
             if delay and first is not None:
                 first += delay
             back(Finished(attempt.id, attempt.dispatch, name, attempt.generated, attempt.prompt, attempt.cached_tokens, attempt.started_s, first,
-                          "length", engine_numbers(attempt) if attempt.preemptions else None))
+                          "length", numbers(attempt) if attempt.preemptions or numbers is pair_numbers else None))
             if replica.state == DRAINING:
                 self.fleet.emptied(replica)
 
@@ -461,3 +460,12 @@ class SimDriver:
 def engine_numbers(attempt: Attempt) -> dict[str, Any]:
     """What only the engine knows of a finished attempt."""
     return {"preemptions": attempt.preemptions, "recomputed_tokens": attempt.recomputed_tokens}
+
+
+def pair_numbers(attempt: Attempt) -> dict[str, Any] | None:
+    """The same of an attempt that may have come from another replica."""
+    numbers = engine_numbers(attempt) if attempt.preemptions else None
+    kv_bytes = getattr(attempt, "kv_bytes", None)
+    if kv_bytes is None:
+        return numbers
+    return {**(numbers or {}), "kv_wait_s": attempt.kv_wait_s, "kv_transfer_s": attempt.kv_transfer_s, "kv_bytes": kv_bytes}
