@@ -31,17 +31,26 @@ class Call:
 
 
 class Agenda(simpy.Environment):
-    """`simpy.Environment` plus `at`: about 8 times cheaper than a process, and exact (no `now + delay` rounding)."""
+    """`simpy.Environment` plus `at`: about 8 times cheaper than a process, and exact (no `now + delay` rounding).
+
+    over: says, between two entries, whether this is the end; None while it cannot be.
+    """
+
+    over: Callable[[], bool] | None = None
 
     def at(self, when: float, order: int, callback: Callable[[Any], None]) -> None:
         """Call `callback(event)` at the absolute time `when` (s, not before now); equal times by `order`, then as scheduled."""
         heappush(self._queue, (when, order, next(self._eid), Call(callback)))  # type: ignore[misc, arg-type]
 
-    def run_some(self, most: int, over: Callable[[], bool]) -> bool:
-        """Carry out up to `most` entries; True if the agenda is empty or `over()` says, between two entries, that this is the end."""
+    def put(self, when: float, order: int, call: Call) -> None:
+        """As `at`, of a call that is there already: one object may stand for many entries."""
+        heappush(self._queue, (when, order, next(self._eid), call))  # type: ignore[misc, arg-type]
+
+    def run_some(self, most: int) -> bool:
+        """Carry out up to `most` entries; True if the agenda is empty or `over` says that this is the end."""
         queue = self._queue
         for _ in range(most):
-            if not queue or over():
+            if not queue or (self.over is not None and self.over()):
                 return True
             self._now, _, _, event = heappop(queue)
             if type(event) is Call:

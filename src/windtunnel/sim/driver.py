@@ -17,7 +17,7 @@ from windtunnel.effects import Effect
 from windtunnel.errors import ConfigNeedsError, PolicyError, WindtunnelError
 from windtunnel.events import Arrived, Cancelled, Event, Failed, Finished, FirstToken, Progressed, Request, Started, Woke
 from windtunnel.policy.control import Control
-from windtunnel.sim.agenda import ARRIVAL, Agenda
+from windtunnel.sim.agenda import ARRIVAL, Agenda, Call
 from windtunnel.sim.asking import Asking
 from windtunnel.sim.engine import Attempt
 from windtunnel.sim.faults import Fault, Faults
@@ -108,7 +108,7 @@ class SimDriver:
         gc.disable()
         try:
             while not self._over:
-                if self.agenda.run_some(SLICE, self._quiet):
+                if self.agenda.run_some(SLICE):
                     self._end()
                 if self._cancelled:
                     self._over = True
@@ -135,13 +135,14 @@ class SimDriver:
     # -- the loop: every event passes here, in order --------------------------------------------------------------------------------
 
     def _deliver(self, event: Event) -> None:
+        """Hand an event to the control and carry out what it says; events that this causes come after it, in order."""
+        inbox = self._inbox
         if self._draining:
-            self._inbox.append(event)
+            inbox.append(event)
             return
         self._draining = True
         try:
             self._handle(event)
-            inbox = self._inbox
             while inbox:
                 self._handle(inbox.popleft())
         finally:
@@ -149,20 +150,22 @@ class SimDriver:
 
     def _handle(self, event: Event) -> None:
         now = self.agenda._now
-        self.seq += 1
+        self.seq = seq = self.seq + 1
         try:
             effects = self.control.handle(event, now)
         except Exception as error:
-            self.recorder.error(self.seq, now, event, error)
-            raise PolicyError(f"the control raised {type(error).__name__} at seq {self.seq}, {now:.6f} s, on {event!r}: {error}") from error
-        self.recorder.step(self.seq, now, event, effects)
+            self.recorder.error(seq, now, event, error)
+            raise PolicyError(f"the control raised {type(error).__name__} at seq {seq}, {now:.6f} s, on {event!r}: {error}") from error
+        self.recorder.step(seq, now, event, effects)
         for effect in effects:
             act = self._apply.get(type(effect))
             if act is not None:
                 act(effect)
         kind = type(event)
         if kind is Finished:
-            self._ended(event)
+            self.ended += 1
+            if self._reactive:
+                self._tell(event)
         elif kind in self._heard:
             self._tell(event)
         if self._check:
@@ -269,16 +272,18 @@ class SimDriver:
         options: dict[str, Any] = {"step_every": self._step_every, "check": self._check}
 
         tells_progress = "progress" in self._needs
+        back = self._back if self._network_s else self._deliver
 
         def finished(attempt: Attempt) -> None:
             replica = self.fleet.replicas[name]
             if tells_progress:
                 self._tell_progress(name)
             replica.requests += 1
-            delay = self._network_s
-            first = attempt.first_token_s
-            self._back(Finished(attempt.id, attempt.dispatch, name, attempt.generated, attempt.prompt, attempt.cached_tokens,
-                                attempt.started_s, first + delay if delay and first is not None else first, "length", engine_numbers(attempt)))
+            first, delay = attempt.first_token_s, self._network_s
+            if delay and first is not None:
+                first += delay
+            back(Finished(attempt.id, attempt.dispatch, name, attempt.generated, attempt.prompt, attempt.cached_tokens, attempt.started_s, first,
+                          "length", engine_numbers(attempt) if attempt.preemptions else None))
             if replica.state == DRAINING:
                 self.fleet.emptied(replica)
 
@@ -320,6 +325,7 @@ class SimDriver:
         agenda = self.agenda
         agenda.at(0.0, ARRIVAL, lambda _: self.fleet.start())
         agenda.at(0.0, ARRIVAL, lambda _: self._from_source(self.source.start(0.0)))
+        self._arrival = Call(self._arrive)
         self._stream = self.source.stream()
         self._reactive = self.source.loop != "open"
         self._pull()
@@ -337,9 +343,10 @@ class SimDriver:
         if request is None or (self._until is not None and request.arrived_s >= self._until):
             self._cut = request is not None
             self._stream = self._next = None
+            self.agenda.over = self._quiet
             return
         self._next = request
-        self.agenda.at(request.arrived_s, ARRIVAL, self._arrive)
+        self.agenda.put(request.arrived_s, ARRIVAL, self._arrival)
 
     def _tell_progress(self, name: str) -> None:
         """How far the requests of a replica are, before its batch changes: once per instant."""
@@ -364,11 +371,11 @@ class SimDriver:
 
     def _quiet(self) -> bool:
         """Nothing more can happen that matters: no arrivals, nothing open."""
-        return self._stream is None and not self.control.open_count and (self._cut or self.source.done()) and self.seq > 0
+        return not self.control.open_count and (self._cut or self.source.done()) and self.seq > 0
 
     def _leave(self, _: Any) -> None:
         """The planned time and its grace are over: clients still waiting or served leave."""
-        self._cut, self._stream, self._next = True, None, None
+        self._cut, self._stream, self._next, self.agenda.over = True, None, None, self._quiet
         for request_id in self.control.open_ids():
             self._deliver(Cancelled(request_id, None, "run_end"))
 
@@ -393,8 +400,6 @@ class SimDriver:
             self.recorder.replica_row(row)
 
 
-def engine_numbers(attempt: Attempt) -> dict[str, Any] | None:
-    """What only the engine knows of a finished attempt; None when there is nothing to tell."""
-    if not attempt.preemptions:
-        return None
+def engine_numbers(attempt: Attempt) -> dict[str, Any]:
+    """What only the engine knows of a finished attempt."""
     return {"preemptions": attempt.preemptions, "recomputed_tokens": attempt.recomputed_tokens}
