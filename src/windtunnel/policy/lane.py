@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sized
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -36,11 +37,12 @@ class Lane:
     cost: what a request costs in the fair queue: "requests" (1 each) or "tokens" (input + expected output).
     signal: the latency that limits learn from: "ttft" (dispatch to first token), "per_token" (s per token after the first), or "rtt"
     (dispatch to end, which follows the length of the answer more than the load).
+    waiting: who waits in the queue; asked whether it is empty at every arrival and end, so that queues may offer a bare `members`.
     gates: what may refuse a request before it is queued; they include the breaker then. None: only the admission's breaker may.
     """
 
     __slots__ = ("admission", "cap", "cost", "dirty", "gates", "guarded", "meter", "models", "name", "pools", "queue", "resource", "router", "signal",
-                 "skip", "unready_since_s")
+                 "skip", "unready_since_s", "waiting")
 
     def __init__(self, name: str, *, queue: Queue, admission: RequestAdmission, router: Router, pools: tuple[str, ...] = (),
                  models: frozenset[str] = frozenset(), cap: Literal["slots"] | int | None = "slots",
@@ -49,6 +51,7 @@ class Lane:
         if signal not in SIGNALS:
             raise ConfigValueError("signal", f"expected one of {', '.join(SIGNALS)}, got {signal!r}")
         self.name, self.queue, self.admission, self.router = name, queue, admission, router
+        self.waiting: Sized = getattr(queue, "members", queue)
         self.pools, self.models, self.cap, self.cost = pools or (name,), models, cap, cost
         self.resource, self.gates, self.signal = name, gates, signal
         self.guarded = gates is not None or admission.breaker is not None  # does an arrival have to pass more than the queue and the limit?
