@@ -128,6 +128,8 @@ REPLICAS = _columns(
     "busy_s float s ? Time with work on it.", "steps int - ? Engine steps.", "requests int - ? Requests that it finished.",
     "output_tokens int tokens ? Tokens that it generated.", "preemptions int - ? Preemptions.",
     "prefix_hit_blocks int - ? Prompt blocks found in its cache.", "prefix_query_blocks int - ? Prompt blocks looked up.",
+    "prefix_hit_tokens int tokens ? Prompt tokens found in its cache.", "prefix_query_tokens int tokens ? Prompt tokens looked up.",
+    "prefix_evictions int - ? Cached blocks that had to make room.",
     "gpu_seconds float s ? From asking to gone, times GPUs.", "usd float usd ? What that cost; NA if the price is unknown.",
     "kwh float kwh ? Energy, where modelled.",
 )

@@ -48,6 +48,8 @@ def replica_row(replica: SimReplica, now: float) -> dict[str, Any]:
         "weights_s": weights_s, "compile_s": compile_s, "ready_s": times.get("ready_s"), "draining_s": times.get("draining_s"),
         "gone_s": times.get("gone_s"), "gone_reason": replica.gone_reason if "gone_s" in times else None, "busy_s": engine.busy_s,
         "steps": engine.steps, "requests": replica.requests, "output_tokens": engine.output_tokens, "preemptions": engine.preemptions,
-        "prefix_hit_blocks": engine.prefix_hit_blocks, "prefix_query_blocks": engine.prefix_query_blocks, "gpu_seconds": gpu_seconds,
+        "prefix_hit_blocks": engine.prefix_hit_blocks, "prefix_query_blocks": engine.prefix_query_blocks,
+        "prefix_hit_tokens": engine.cached_tokens, "prefix_query_tokens": engine.prefix_query_tokens, "prefix_evictions": engine.evictions,
+        "gpu_seconds": gpu_seconds,
         "usd": None if price is None else gpu_seconds / 3600.0 * price, "kwh": _kwh(replica, life_s),
     }

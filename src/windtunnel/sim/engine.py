@@ -70,6 +70,11 @@ class SimEngine(Runs):
         return self._decode_steps + self._chunk_steps
 
     @property
+    def evictions(self) -> int:
+        """Cached prefix blocks that had to make room."""
+        return 0 if self.cache is None else self.cache.evictions
+
+    @property
     def per_step_share(self) -> float:
         """Share of the steps that had to be taken one by one, because the model or sampled drafts allow no runs."""
         return self.per_step_steps / self.steps if self.steps else 0.0

@@ -114,4 +114,4 @@ def scrape_of(replica: SimReplica, now: float) -> Scrape:
     engine = replica.engine
     state = engine.state_at(now)
     return Scrape(now, state.running, state.waiting, state.kv_used_fraction, engine.preemptions, engine.prompt_tokens, engine.output_tokens,
-                  num_blocks=replica.pool.engine.num_blocks)
+                  engine.cached_tokens, replica.pool.engine.num_blocks, bool(engine.asleep))

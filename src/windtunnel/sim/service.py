@@ -99,7 +99,8 @@ class Station:
         self._slow = 1.0  # wall seconds per second of work
         self._busy_since = 0.0
         self.steps = self.events = self.prompt_tokens = self.output_tokens = self.preemptions = self.running = 0
-        self.prefix_hit_blocks = self.prefix_query_blocks = self.setups = 0
+        self.prefix_hit_blocks = self.prefix_query_blocks = self.prefix_query_tokens = self.setups = 0
+        self.cached_tokens = self.evictions = self.asleep = 0
         self.busy_s = self.served_s = 0.0
         self.pieces = self.cache = None
 

@@ -28,7 +28,7 @@ class Members:
         "D", "_alone", "_cancels", "_chunks", "_g", "_ghost_base", "_ghosts", "_hash_tokens", "_here", "_limit", "_max_seqs", "_on_cancelled",
         "_on_started", "_orders", "_padded", "_per_entry", "_queue", "_reserve", "_reserve_full", "_returned", "_running", "_started", "_waiting",
         "_waiting_tokens", "agenda", "budget", "cache", "cached_tokens", "config", "kv", "name", "partial", "pieces", "preemptions",
-        "prefix_hit_blocks", "prefix_query_blocks", "width",
+        "prefix_hit_blocks", "prefix_query_blocks", "prefix_query_tokens", "width",
     )
 
     def __init__(self, name: str, config: EngineConfig, agenda: Agenda, on_cancelled: Callable[[Attempt], None],
@@ -59,7 +59,7 @@ class Members:
         self._padded = config.policy == "static" and config.pad
         self._ghosts, self._ghost_base = 0, 0.0  # finished, but in the cost of the steps of a static batch
         self.D = self._waiting = self._waiting_tokens = self._orders = 0
-        self.preemptions = self.cached_tokens = self.prefix_hit_blocks = self.prefix_query_blocks = 0
+        self.preemptions = self.cached_tokens = self.prefix_hit_blocks = self.prefix_query_blocks = self.prefix_query_tokens = 0
 
     def _blocks(self) -> Blocks:
         config, spec = self.config, self.config.spec_decode
@@ -163,7 +163,9 @@ class Members:
         a.cached_blocks, a.cached_tokens = hits, hits * self._hash_tokens
         self.cached_tokens += a.cached_tokens
         self.prefix_hit_blocks += hits
-        self.prefix_query_blocks += len(a.blocks or ())
+        a.input_blocks = asked = min(len(a.blocks or ()), -(-a.prompt // self._hash_tokens))  # those behind the prompt are of the output
+        self.prefix_query_blocks += asked
+        self.prefix_query_tokens += a.prompt
 
     def _grow(self, a: Attempt, tokens: int) -> None:
         kv = self.kv
