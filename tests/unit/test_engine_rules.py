@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -54,7 +54,7 @@ class Edged:
 
     edge: int
     asked: int = 0
-    provenance: Provenance = Provenance("edged")
+    provenance: Provenance = field(default_factory=lambda: Provenance("edged"))
 
     def seconds(self, b: Batch) -> float:
         return self.run(b, 1)[0]

@@ -166,7 +166,7 @@ def _startup(spec: StartupSpec, arch: Architecture, dtype: str, tp: int, base: P
 def _scrape(spec: PoolSpec, base: Path) -> ScrapeModel:
     given = spec.scrape
     delay = float(given.delay_s) if isinstance(given.delay_s, float) else build_dist(given.delay_s, base, "scrape.delay_s")
-    return ScrapeModel(given.interval_s, given.phase, delay, given.drop_p, given.fields)
+    return ScrapeModel(given.interval_s, given.phase, delay, given.drop_p, given.fields, given.exact)
 
 
 def with_auto_weights(pools: dict[str, Pool], auto: Collection[str]) -> dict[str, Pool]:

@@ -129,6 +129,7 @@ class ScrapeSpec(Spec):
     delay_s: DistSpec = Field(default=0.0, description="From the look to its delivery (s).")
     drop_p: float = Field(default=0.0, ge=0, le=1, description="Share of looks that are lost.")
     fields: tuple[ScrapeField, ...] | None = Field(default=None, description="What the engine exports; left out: all it can.")
+    exact: bool = Field(default=False, description="Also at once with every dispatch and end, as no real fleet can: an oracle.")
 
     @model_validator(mode="after")
     def _not_before(self) -> ScrapeSpec:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from windtunnel.lab.worlds import Flight, Simulated
     from windtunnel.policy.control import Control
     from windtunnel.policy.param import PoolFacts
+    from windtunnel.sim.driver import Progress
     from windtunnel.sim.fleet import FleetConfig
     from windtunnel.sources.source import Source
 
@@ -234,9 +235,14 @@ class Scenario(Spec):
 
         return world.start(control, source, name=self.name, scenario=self, **self.meta(pool_facts(world.fleet)))
 
-    def run(self, *, seed: int | None = None, replication: int = 0, record: str | None = None, check: bool = False) -> Run:
-        """Simulate to the end. seed, record: instead of the scenario's; check: assert conservation after every event."""
-        return self.start(seed=seed, replication=replication, record=record, check=check).result()
+    def run(self, *, seed: int | None = None, replication: int = 0, record: str | None = None, check: bool = False,
+            progress: Callable[[Progress], None] | bool = False) -> Run:
+        """Simulate to the end. seed, record: instead of the scenario's; check: assert conservation after every event.
+
+        progress: called with run seconds and counts at most ten times a second; True: a bar on stderr.
+        """
+        flight = self.start(seed=seed, replication=replication, record=record, check=check)
+        return flight.watch(progress) if progress else flight.result()
 
     def meta(self, pools: Sequence[PoolFacts]) -> dict[str, Any]:
         """What a run's header keeps of the scenario; pools: what the control was built over."""

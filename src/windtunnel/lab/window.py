@@ -16,7 +16,8 @@ class Window:
     """The time base: [start, start + window_s). basis: planned, elapsed, padded, or given by the caller.
 
     planned: duration, or the last intended arrival of an open loop; elapsed: the last terminal event; both from the start of the phase,
-    which is the end of the warm-up. A closed loop that stopped by counts is padded by what failed requests would still have occupied.
+    which is the end of the warm-up. A run that was stopped early has elapsed until then. A closed loop that stopped by counts is padded by
+    what failed requests would still have occupied.
     """
 
     def __init__(self, run: Run, rows: Requests, window: tuple[float, float] | None) -> None:
@@ -29,6 +30,9 @@ class Window:
             self.window_s, self.basis = window[1] - window[0], "given"
             return
         planned = _planned(meta, rows, arrived) - self.start
+        if not meta.complete and 0.0 < run.tables.end_s < self.start + planned:  # stopped before its time was over
+            planned = 0.0
+            self.makespan_s = max(self.makespan_s, run.tables.end_s - self.start)
         self.window_s, self.basis = (planned, "planned") if planned >= self.makespan_s else (self.makespan_s, "elapsed")
         if meta.loop == "closed" and meta.planned_s is None and meta.concurrency:
             pad = _pad(rows, arrived, ended, meta.concurrency)

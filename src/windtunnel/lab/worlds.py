@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import mkdtemp
@@ -25,7 +26,25 @@ from windtunnel.sources.source import Source
 if TYPE_CHECKING:
     from windtunnel.lab.scenario import Scenario
 
+EVERY_S = 0.1  # wall seconds between two reports of a flight's progress
 LATE_S = 0.010  # p99 lateness of open-loop arrivals above which a live run calls itself degraded
+
+
+@contextmanager
+def _bar(meta: RunMeta) -> Iterator[Callable[[Progress], None]]:
+    """A bar of run seconds on stderr, with how many requests have ended."""
+    from tqdm import tqdm
+
+    planned_s = meta.planned_s
+    with tqdm(total=None if planned_s is None else round(planned_s, 1), desc=meta.name, unit="s", mininterval=EVERY_S) as bar:
+        def tell(at: Progress) -> None:
+            bar.n = round(at.now if planned_s is None else min(at.now, planned_s), 1)
+            if at.done and planned_s is not None:
+                bar.n = round(planned_s, 1)
+            bar.set_postfix_str(f"{at.finished:,} requests", refresh=False)
+            bar.refresh()
+
+        yield tell
 
 
 class Flight:
@@ -43,6 +62,16 @@ class Flight:
             return self._driver.advance(budget_s)
         finally:
             self._cpu_s += time.process_time() - before
+
+    def watch(self, progress: Callable[[Progress], None] | bool = True) -> Run:
+        """Run to the end and tell how far it is at most ten times a wall second, and once at the end: `progress(Progress)`, or a bar."""
+        with _bar(self._meta) if progress is True else nullcontext(progress or None) as tell:
+            while True:
+                at = self.advance(EVERY_S)
+                if tell is not None:
+                    tell(at)
+                if at.done:
+                    return self.result()
 
     def cancel(self) -> None:
         """Stop at the next slice; `result()` is then a valid run with `complete=False`."""

@@ -39,8 +39,8 @@ class Attempt:
 
     __slots__ = (
         "base", "blocks", "cached_blocks", "cached_tokens", "cancelled", "computed", "dispatch", "end_mark", "filled", "finished_s", "first_token_s",
-        "generated", "held", "id", "input_blocks", "kv_bytes", "kv_transfer_s", "kv_wait_s", "line", "lost_at", "order", "output", "preempted_at", "preemptions",
-        "priority", "prompt", "ready_s", "recomputed_tokens", "refs", "segments", "started_s", "state", "submitted_s", "swapped_blocks", "target",
+        "generated", "held", "id", "input_blocks", "kv_bytes", "kv_transfer_s", "kv_wait_s", "line", "lost_at", "order", "output", "preempted_at",
+        "preemptions", "priority", "prompt", "ready_s", "recomputed_tokens", "refs", "segments", "started_s", "state", "submitted_s", "swapped_blocks", "target",
     )
 
     # Only of who was swapped out: when that ended. Only of who was prefilled elsewhere: the way of its KV.
@@ -55,7 +55,8 @@ class Attempt:
         self.started_s: float | None = None
         self.first_token_s: float | None = None
         self.finished_s: float | None = None
-        self.cached_tokens = self.cached_blocks = self.input_blocks = self.preemptions = self.recomputed_tokens = self.swapped_blocks = self.generated = 0
+        self.cached_tokens = self.cached_blocks = self.input_blocks = 0
+        self.preemptions = self.recomputed_tokens = self.swapped_blocks = self.generated = 0
         # Below: the engine's own. target: tokens to prefill, after a preemption what was generated too.
         self.target = prompt
         self.computed = self.held = self.order = self.state = self.line = 0

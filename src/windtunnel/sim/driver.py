@@ -22,6 +22,7 @@ from windtunnel.sim.asking import Asking
 from windtunnel.sim.engine import Attempt
 from windtunnel.sim.faults import Fault, Faults
 from windtunnel.sim.fleet import DRAINING, READY, FleetConfig, SimFleet
+from windtunnel.sim.followers import Followers
 from windtunnel.sim.sampling import Sampler
 from windtunnel.sim.scrape import Scraper
 from windtunnel.sim.service import Job
@@ -85,6 +86,8 @@ class SimDriver:
         self._seed, self._replication = seed, replication
         self._asking: Asking | None = None
         self._told_s: dict[str, float] = {}
+        self._exact = "scrape" in self._needs and any(pool.scrape.exact for pool in fleet.pools.values())
+        self._followers = Followers(self.fleet.replicas, self.agenda, self._tell_progress)
         self._cut = False  # the planned time ended before the source did
         self._wakes: dict[tuple[str, str], int] = {}
         self._stream: Iterator[Request] | None = None
@@ -93,8 +96,8 @@ class SimDriver:
         self.seq = self.ended = 0
         self.error: WindtunnelError | None = None
         self._apply: dict[type, Callable[[Any], None]] = {
-            fx.Dispatch: self._dispatch if fleet.network_s else self._submit, fx.Cancel: self._cancel, fx.WakeAt: self._wake_control,
-            fx.Reject: self._ended, fx.Close: self._ended, fx.ScaleTo: self.fleet.scale_to, fx.Drain: self.fleet.drain,
+            fx.Dispatch: self._dispatch if fleet.network_s else self._submit, fx.WakeAt: self._wake_control,
+            fx.Cancel: self._cancel_later if fleet.network_s else self._cancel, fx.Reject: self._ended, fx.Close: self._ended, fx.ScaleTo: self.fleet.scale_to, fx.Drain: self.fleet.drain,
             fx.Ask: self._ask,
         }
         self._start()
@@ -108,10 +111,10 @@ class SimDriver:
         gc.disable()
         try:
             while not self._over:
-                if self.agenda.run_some(SLICE, self._quiet):
-                    self._end()
                 if self._cancelled:
                     self._over = True
+                elif self.agenda.run_some(SLICE, self._quiet):
+                    self._end()
                 if perf_counter() >= stop_at:
                     break
         except WindtunnelError as error:
@@ -211,6 +214,8 @@ class SimDriver:
         refusal = replica.engine.submit(attempt)
         if refusal is not None:
             self._fail(request.id, effect.dispatch, effect.replica, refusal.status, refusal.reason, refusal.retry_after_s)
+        elif self._exact:
+            self.scraper.now(effect.replica)
 
     def _fail(self, request_id: str, dispatch: int, replica: str, status: int, reason: str, retry_after_s: float | None = None,
               first_token_s: float | None = None) -> None:
@@ -230,6 +235,10 @@ class SimDriver:
             self.agenda.at(self.agenda._now + self._network_s, ARRIVAL, lambda _: self._deliver(event))
         else:
             self._deliver(event)
+
+    def _cancel_later(self, effect: fx.Cancel) -> None:
+        """It travels as its dispatch did, and cannot overtake it."""
+        self.agenda.at(self.agenda._now + self._network_s, ARRIVAL, lambda _: self._cancel(effect))
 
     def _cancel(self, effect: fx.Cancel) -> None:
         replica = self.fleet.replicas.get(effect.replica)
@@ -274,6 +283,8 @@ class SimDriver:
             replica = self.fleet.replicas[name]
             if tells_progress:
                 self._tell_progress(name)
+            if self._exact:
+                self.scraper.now(name)
             replica.requests += 1
             delay = self._network_s
             first = attempt.first_token_s
@@ -289,6 +300,8 @@ class SimDriver:
                 return
             if tells_progress:
                 self._tell_progress(name)
+            if self._exact:
+                self.scraper.now(name)
             self._back(Failed(attempt.id, attempt.dispatch, name, "local_cancelled", "cancelled", None, None, attempt.generated,
                               attempt.started_s, attempt.first_token_s))
             self.fleet.emptied(self.fleet.replicas[name])
@@ -301,9 +314,15 @@ class SimDriver:
         if "fpm" in self._needs:
             options["on_report"] = teller(name, self.fleet.replicas, self.agenda, self._back)
             options["fpm_interval_s"] = REPORT_S
-        if "started" in self._needs:
-            options["on_started"] = lambda a: self._back(Started(a.id, a.dispatch, name))
+        if "started" in self._needs or tells_progress:
+            options["on_started"] = lambda a: self._begun(a, name)
         return options
+
+    def _begun(self, attempt: Attempt, name: str) -> None:
+        if "progress" in self._needs:
+            self._followers.begun(name)
+        if "started" in self._needs:
+            self._back(Started(attempt.id, attempt.dispatch, name))
 
     def _first(self, attempt: Attempt, name: str) -> None:
         """A first token where replies may break off right after it; an answer that ends with it is complete."""
@@ -327,7 +346,7 @@ class SimDriver:
         if "progress" in self._needs:
             agenda.at(PROGRESS_S, ARRIVAL, self._progress_tick)
         if "scrape" in self._needs:
-            Scraper(self.fleet, agenda, self._deliver, self.faults, seed=self._seeds[0], replication=self._seeds[1])
+            self.scraper = Scraper(self.fleet, agenda, self._deliver, self.faults, seed=self._seeds[0], replication=self._seeds[1])
         if self._until is not None:
             agenda.at(self._until + self._grace_s, ARRIVAL, self._leave)
 
@@ -346,6 +365,7 @@ class SimDriver:
         now = self.agenda._now
         if self._told_s.get(name) != now:
             self._told_s[name] = now
+            self._followers.told(name)
             counts = self.fleet.replicas[name].engine.progress_at(now)
             if counts:
                 self._back(Progressed(name, counts))

@@ -253,6 +253,16 @@ class SimEngine(Runs):
             generated += self._extra_now(D + ended) - self._extra_now(D)
         return EngineState(len(self._running), self._waiting, fraction, generated)
 
+    def steps_at(self, t: float) -> int:
+        """Steps in which decodes got on, that had ended at any t inside the current run (or now)."""
+        return self.D if self._due == NEVER or self._alone else self.D + steps_ended(self._t0, self._A, self._B, t, self._k)
+
+    def time_after(self, steps: int) -> float | None:
+        """When so many more steps of the current run will have ended, or all of it if that is sooner; None: no run is under way."""
+        if self._due == NEVER:
+            return None
+        return self._t0 + span(self._A, self._B, min(self._k, self.steps_at(self.agenda._now) - self.D + steps))
+
     def progress_at(self, t: float) -> tuple[tuple[str, int], ...]:
         """(request id, output tokens) of the running requests at any t inside the current run (or now); O(running), changes nothing."""
         ended = steps_ended(self._t0, self._A, self._B, t, self._k) if self._due != NEVER and not self._alone else 0

@@ -29,7 +29,8 @@ class ScrapeModel:
     """interval_s: between two looks at a replica; phase "random": each replica at its own offset, 0: all at the same times.
 
     delay_s: from the look to its delivery, a number or a law drawn per look (late ones may overtake each other); drop_p: share that is lost;
-    fields: what the engine exports (None: all it can); the rest reads None, never 0.
+    fields: what the engine exports (None: all it can); the rest reads None, never 0. exact: also at once with every dispatch, finish and
+    cancel, as no real fleet can: an oracle to compare with.
     """
 
     interval_s: float = 1.0
@@ -37,6 +38,7 @@ class ScrapeModel:
     delay_s: float | Dist = 0.0
     drop_p: float = 0.0
     fields: tuple[str, ...] | None = None
+    exact: bool = False
 
     def __post_init__(self) -> None:
         check_number("interval_s", self.interval_s, above=0.0)
@@ -62,6 +64,12 @@ class Scraper:
             if pool.scrape.phase == 0:
                 self._together(pool.name, pool.scrape, rng)
         fleet.on_ready = self._first_look
+
+    def now(self, name: str) -> None:
+        """The replica's state has just changed: told at once where the pool's model is exact, not late, lost or faulty."""
+        replica = self._fleet.replicas[name]
+        if replica.pool.scrape.exact and replica.state == _READY:
+            self._deliver(Scraped(name, _hidden(scrape_of(replica, self._agenda.now), replica.pool.scrape)))
 
     def _together(self, pool: str, model: ScrapeModel, rng: np.random.Generator) -> None:
         """All replicas of a pool at the same times: one agenda entry a look."""
@@ -93,10 +101,7 @@ class Scraper:
         if model.drop_p and rng.random() < model.drop_p:
             return
         late_s = float(model.delay_s.sample(rng, 1)[0]) if isinstance(model.delay_s, Dist) else model.delay_s
-        scrape = scrape_of(replica, now)
-        if model.fields is not None:
-            hidden: dict[str, Any] = dict.fromkeys(name for name in FIELDS if name not in model.fields)
-            scrape = replace(scrape, **hidden)
+        scrape = _hidden(scrape_of(replica, now), model)
         if self._faults is not None:
             said = self._faults.scrape(replica.name, scrape)
             if said is None:
@@ -107,6 +112,14 @@ class Scraper:
             self._agenda.at(now + late_s, ARRIVAL, lambda _: self._deliver(event))
         else:
             self._deliver(event)
+
+
+def _hidden(scrape: Scrape, model: ScrapeModel) -> Scrape:
+    """Only what the engine exports."""
+    if model.fields is None:
+        return scrape
+    hidden: dict[str, Any] = dict.fromkeys(name for name in FIELDS if name not in model.fields)
+    return replace(scrape, **hidden)
 
 
 def scrape_of(replica: SimReplica, now: float) -> Scrape:
