@@ -40,7 +40,8 @@ class Attempt:
     __slots__ = (
         "base", "blocks", "cached_blocks", "cached_tokens", "cancelled", "computed", "dispatch", "end_mark", "filled", "finished_s", "first_token_s",
         "generated", "held", "id", "input_blocks", "kv_bytes", "kv_transfer_s", "kv_wait_s", "line", "lost_at", "order", "output", "preempted_at",
-        "preemptions", "priority", "prompt", "ready_s", "recomputed_tokens", "refs", "segments", "started_s", "state", "submitted_s", "swapped_blocks", "target",
+        "preemptions", "priority", "prompt", "ready_s", "recomputed_tokens", "refs", "segments", "started_s", "state", "submitted_s",
+        "swapped_blocks", "target",
     )
 
     # Only of who was swapped out: when that ended. Only of who was prefilled elsewhere: the way of its KV.

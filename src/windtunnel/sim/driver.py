@@ -97,8 +97,8 @@ class SimDriver:
         self.error: WindtunnelError | None = None
         self._apply: dict[type, Callable[[Any], None]] = {
             fx.Dispatch: self._dispatch if fleet.network_s else self._submit, fx.WakeAt: self._wake_control,
-            fx.Cancel: self._cancel_later if fleet.network_s else self._cancel, fx.Reject: self._ended, fx.Close: self._ended, fx.ScaleTo: self.fleet.scale_to, fx.Drain: self.fleet.drain,
-            fx.Ask: self._ask,
+            fx.Cancel: self._cancel_later if fleet.network_s else self._cancel, fx.Reject: self._ended,
+            fx.Close: self._ended, fx.ScaleTo: self.fleet.scale_to, fx.Drain: self.fleet.drain, fx.Ask: self._ask,
         }
         self._start()
 
