@@ -149,7 +149,8 @@ class QueueMachine(RuleBasedStateMachine):
 @pytest.mark.parametrize("name", QUEUES)
 def test_INV_2_queue_promises(name: str) -> None:
     machine = type("Machine", (QueueMachine,), {"make": staticmethod(QUEUES[name])})
-    run_state_machine_as_test(machine, settings=settings(max_examples=25, stateful_step_count=30, deadline=None))
+    nightly = settings.get_current_profile_name() == "nightly"
+    run_state_machine_as_test(machine, settings=settings() if nightly else settings(max_examples=25, stateful_step_count=30, deadline=None))
     assert machine.make is QUEUES[name]
 
 
