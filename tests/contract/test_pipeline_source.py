@@ -18,9 +18,9 @@ from windtunnel.live.fake_server import FakeEngine, FakeScript
 from windtunnel.live.fleet import LiveFleet
 from windtunnel.live.gate import Caps
 from windtunnel.policy.admission.denial import make_denial
+from windtunnel.policy.tasks.config import TaskSchedulerConfig
 from windtunnel.policy.tasks.graph import Column
 from windtunnel.policy.tasks.record import TIMELINE
-from windtunnel.policy.tasks.scheduler import TaskSchedulerConfig
 from windtunnel.sources.pipeline import PipelineSource, Program
 
 SIM = Path(__file__).parents[2] / "sims" / "data-pipeline.yaml"

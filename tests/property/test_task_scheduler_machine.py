@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from windtunnel.effects import Note, WakeAt
 from windtunnel.events import Woke
 from windtunnel.policy.tasks.bounded_borrow import BoundedBorrow
+from windtunnel.policy.tasks.config import TaskSchedulerConfig
 from windtunnel.policy.tasks.graph import Column, Graph
 from windtunnel.policy.tasks.messages import Pressure, RequestPressure, RunCancelled, RunEnded, RunStarted, StartTask, TaskEnded
 from windtunnel.policy.tasks.record import TIMELINE
 from windtunnel.policy.tasks.resolve import Generator, Resolver
-from windtunnel.policy.tasks.scheduler import TaskScheduler, TaskSchedulerConfig
+from windtunnel.policy.tasks.scheduler import TaskScheduler
 from windtunnel.policy.tasks.strict import Strict
 from windtunnel.policy.tasks.task import SchedulingMetadata
 

@@ -11,6 +11,7 @@ from windtunnel.effects import Note, WakeAt
 from windtunnel.errors import ConfigValueError, PolicyClockError
 from windtunnel.events import Woke
 from windtunnel.policy.tasks.bounded_borrow import BoundedBorrow
+from windtunnel.policy.tasks.config import TaskSchedulerConfig
 from windtunnel.policy.tasks.graph import Column, Graph
 from windtunnel.policy.tasks.messages import (
     CancelTask,
@@ -26,7 +27,7 @@ from windtunnel.policy.tasks.record import TIMELINE
 from windtunnel.policy.tasks.resolve import Generator, Resolver
 from windtunnel.policy.tasks.retry import Health
 from windtunnel.policy.tasks.row_groups import RowGroupGate
-from windtunnel.policy.tasks.scheduler import TaskScheduler, TaskSchedulerConfig
+from windtunnel.policy.tasks.scheduler import TaskScheduler
 from windtunnel.policy.tasks.task import SchedulingMetadata
 
 

@@ -11,8 +11,8 @@ from windtunnel.errors import ConfigError
 from windtunnel.lab.dist_spec import DistSpec, build_dist
 from windtunnel.lab.kinds import Spec, spec_of
 from windtunnel.policy.tasks.bounded_borrow import BoundedBorrow
+from windtunnel.policy.tasks.config import TaskSchedulerConfig
 from windtunnel.policy.tasks.graph import Column, Graph
-from windtunnel.policy.tasks.scheduler import TaskSchedulerConfig
 from windtunnel.policy.tasks.strict import Strict
 from windtunnel.sources.pipeline import PipelineSource, Program
 from windtunnel.sources.traces.prompts import Prompts

@@ -13,6 +13,7 @@ from windtunnel.effects import Close, Note, Reject, WakeAt
 from windtunnel.errors import ConfigPipelineError
 from windtunnel.events import PRIORITIES, Arrived, Cancelled, Event, Finished, Request, Truth, Woke
 from windtunnel.policy.param import check_number
+from windtunnel.policy.tasks.config import TaskSchedulerConfig
 from windtunnel.policy.tasks.graph import Column, Graph
 from windtunnel.policy.tasks.messages import (
     CancelTask,
@@ -26,7 +27,7 @@ from windtunnel.policy.tasks.messages import (
     TaskEnded,
 )
 from windtunnel.policy.tasks.resolve import Generator, Resolver
-from windtunnel.policy.tasks.scheduler import TaskScheduler, TaskSchedulerConfig
+from windtunnel.policy.tasks.scheduler import TaskScheduler
 from windtunnel.policy.tasks.task import SchedulingMetadata, Task
 from windtunnel.sources.dist import Dist, dist_of, tokens
 from windtunnel.sources.seeding import generator
