@@ -116,7 +116,8 @@ class AdmissionMachine(RuleBasedStateMachine):
             assert not self.a.admissible(resource, self.now + 1e6)
             return
         assert at > self.now
-        assert not self.a.admissible(resource, self.now + 0.999 * (at - self.now))
+        between = self.now + 0.999 * (at - self.now)
+        assert between == at or not self.a.admissible(resource, between), "two floats next to each other have nothing between them"
         later = self.a.next_open(resource, at)
         assert self.a.admissible(resource, at) or (later is not None and later > at)
 

@@ -234,3 +234,14 @@ def test_fixed_and_no_limit_are_constants() -> None:
     assert (fixed.limit, isinstance(free, NoLimit), fixed.blocked_until) == (3, True, float("-inf"))
     with pytest.raises(ConfigValueError, match="limit"):
         Fixed(0)
+
+
+def test_INV_7_a_ramp_whose_end_would_not_help_names_no_wake() -> None:
+    """Two in flight from when six were allowed; the cap went down to two and up to three, the limit stays two."""
+    a = RequestAdmission(Aimd(initial_limit=6, startup_ramp_s=5.0).build(BuildContext()))
+    a.register("r", 6, 0.0)
+    assert isinstance(a.try_acquire("r", 0.0), RequestLease) and a.next_open("r", 0.0) == 1.0
+    assert isinstance(a.try_acquire("r", 1.0), RequestLease)
+    a.set_cap("r", 2, 1.0)
+    a.set_cap("r", 3, 1.0)
+    assert (a.snapshot("r", 5.0).limit, a.next_open("r", 1.0)) == (2, None)

@@ -71,8 +71,8 @@ class Resource:
             first_use(now)
 
     def next_step(self, now: float) -> float | None:
-        """When a ramp next admits one more, run s; None without a ramp, or if the ceiling is what holds."""
-        if self.limit_at is None or self.in_flight >= self.cap:
+        """When a ramp next admits one more, run s; None without a ramp, or if even its end would not help."""
+        if self.limit_at is None or self.in_flight >= min(self.cap, self.limit.limit):
             return None
         step: float | None = self.limit.next_step(now)  # type: ignore[attr-defined]
         return step
