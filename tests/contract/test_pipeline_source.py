@@ -10,10 +10,11 @@ from pydantic import ValidationError
 
 from windtunnel.effects import Close, Reject, WakeAt
 from windtunnel.errors import ConfigError, ConfigPipelineError, ConfigValueError
-from windtunnel.events import Arrived, Cancelled, Finished, Woke
+from windtunnel.events import Arrived, Cancelled, Finished, Truth, Woke
 from windtunnel.lab.artifact import Artifact, artifact_of, root_over_admission, stats
 from windtunnel.lab.scenario import Scenario
 from windtunnel.lab.worlds import Live
+from windtunnel.live.fake_script import Fault
 from windtunnel.live.fake_server import FakeEngine, FakeScript
 from windtunnel.live.fleet import LiveFleet
 from windtunnel.live.gate import Caps
@@ -21,7 +22,9 @@ from windtunnel.policy.admission.denial import make_denial
 from windtunnel.policy.tasks.config import TaskSchedulerConfig
 from windtunnel.policy.tasks.graph import Column
 from windtunnel.policy.tasks.record import TIMELINE
-from windtunnel.sources.pipeline import PipelineSource, Program
+from windtunnel.sources.pipeline import PipelineSource
+from windtunnel.sources.program import Program
+from windtunnel.sources.transport import TransportRetry
 
 SIM = Path(__file__).parents[2] / "sims" / "data-pipeline.yaml"
 SMALL = """
@@ -67,9 +70,10 @@ def assert_given_back(source: PipelineSource) -> None:
     assert not source._work and not source._owner and source.done()
 
 
-def flown(scenario: Scenario) -> tuple[PipelineSource, Any]:
+def flown(scenario: Scenario, faults: tuple[Fault, ...] = ()) -> tuple[PipelineSource, Any]:
+    """faults: of the engine that serves the large model."""
     names = ("Llama-3.1-70B", "Llama-3.1-8B")
-    scripts = [FakeScript(ttft_s=0.002, itl_s=0.0005, slots=8, model=name) for name in names]
+    scripts = [FakeScript(ttft_s=0.002, itl_s=0.0005, slots=8, model=name, faults=faults if name == names[0] else ()) for name in names]
     with FakeEngine(scripts[0]) as large, FakeEngine(scripts[1]) as small:
         pools = {"large": {"engine": "vllm", "model": names[0], "urls": [large.url], "slots": 8},
                  "small": {"engine": "vllm", "model": names[1], "urls": [small.url], "slots": 8}}
@@ -140,9 +144,9 @@ def test_bad_pipelines_are_refused(line: str, with_: str, what: str) -> None:
         Scenario.load(SMALL.replace(line, with_, 1))
 
 
-def one(requests: int = 1, rows: int = 1, parallel: bool = False, weights: Any = None) -> PipelineSource:
+def one(requests: int = 1, rows: int = 1, parallel: bool = False, weights: Any = None, retries: int = 3) -> PipelineSource:
     return PipelineSource([Program(Column("a"), "m", requests, parallel, 10, 5)], rows, TaskSchedulerConfig(), notes=True,
-                          parallel=weights)
+                          parallel=weights, transport_retries=retries)
 
 
 def sent(asks: Any) -> list[str]:
@@ -191,6 +195,128 @@ def test_TS_12_ends_of_requests(end: Any, retried: bool) -> None:
     source.handle(end, 1.0)
     assert source.done() != retried
     assert len(source.scheduler.deferred) == retried
+
+
+def broken(request_id: str, reason: str = "http_503") -> Close:
+    return Close(request_id, "failed", "provider_failure", reason)
+
+
+def test_TS_16_a_broken_connection_is_tried_again_three_times_while_the_task_keeps_its_lease() -> None:
+    """Waits 2, 4 and 8 s; then it is the task's own failure."""
+    source = one()
+    source.start(0.0)
+    now, last = 0.0, "pipeline-1"
+    for wait_s in (2.0, 4.0, 8.0):
+        asks = source.handle(broken(last), now)
+        assert asks == [WakeAt(now + wait_s, "again")] and len(source.scheduler.running) == 1
+        assert source.handle(Woke("again"), now + wait_s / 2) == [WakeAt(now + wait_s, "again")], "too early"
+        now += wait_s
+        (sent_again,) = source.handle(Woke("again"), now)
+        assert isinstance(sent_again, Arrived)
+        request = sent_again.request
+        assert (request.origin, request.arrived_s, request.input_tokens, request.truth) == ("pipeline-1", now, 10, Truth(5))
+        assert request.id != last
+        last = request.id
+    assert request.attempt == 4
+    assert source.handle(broken(last), now) == [WakeAt(now + 0.05, "tasks")]
+    assert (len(source.scheduler.running), len(source.scheduler.deferred), source.scheduler.snapshot()["retries"]) == (0, 1, 1)
+    assert sent(source.handle(Woke("tasks"), now + 1.0)) != [] and len(source.scheduler.running) == 1
+
+
+@pytest.mark.parametrize("reason", ["http_502", "http_503", "http_504", "connection_refused", "connect_timeout", "connection_reset", "crash"])
+def test_TS_16_what_counts_as_a_broken_connection(reason: str) -> None:
+    source = one()
+    source.start(0.0)
+    assert source.handle(broken("pipeline-1", reason), 1.0) == [WakeAt(3.0, "again")]
+    source.handle(done(sent(source.handle(Woke("again"), 3.0))[0]), 4.0)
+    assert source.result is not None and (source.result.retries, source.result.tasks_completed) == (0, 1)
+    assert_given_back(source)
+
+
+@pytest.mark.parametrize("end", [
+    Close("pipeline-1", "failed", "rate_limited", "http_429", 1.0), Close("pipeline-1", "failed", "rate_limited", "http_503", 1.0),
+    broken("pipeline-1", "http_500"), broken("pipeline-1", "garbage"), Close("pipeline-1", "failed", "provider_timeout", "first_token"),
+    Reject("pipeline-1", make_denial("route", "no_replica"), "rejected", "rate_limited"),
+])
+def test_TS_16_never_a_429_nor_what_another_connection_would_not_heal(end: Any) -> None:
+    source = one()
+    source.start(0.0)
+    source.handle(end, 1.0)
+    assert len(source.scheduler.running) == 0 and len(source.scheduler.deferred) == 1
+
+
+def test_TS_16_backoff_is_at_most_a_minute() -> None:
+    transport = TransportRetry(99)
+    assert [transport.wait_s(broken("x"), n) for n in (1, 2, 5, 6, 7, 99)] == [2.0, 4.0, 32.0, 60.0, 60.0, 60.0]
+    assert transport.wait_s(broken("x"), 100) is None and TransportRetry(0).wait_s(broken("x"), 1) is None
+    for bad in (-1, 1.5, True, float("nan")):
+        with pytest.raises(ConfigValueError):
+            TransportRetry(bad)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("parallel", [False, True])
+def test_TS_16_other_requests_of_the_program_wait_or_go_on(parallel: bool) -> None:
+    source = one(requests=2, parallel=parallel)
+    source.start(0.0)
+    source.handle(broken("pipeline-1"), 0.0)
+    if parallel:
+        assert source.handle(done("pipeline-2"), 1.0) == [] and not source.done(), "the other one is still to come"
+    (again,) = sent(source.handle(Woke("again"), 2.0))
+    following = sent(source.handle(done(again), 3.0))
+    assert len(following) == (0 if parallel else 1)
+    for request_id in following:
+        source.handle(done(request_id), 4.0)
+    assert source.done() and source.output_hashes() == finished(requests=2).output_hashes()
+    assert_given_back(source)
+
+
+def finished(requests: int) -> PipelineSource:
+    source = one(requests=requests)
+    request_ids = sent(source.start(0.0))
+    while request_ids:
+        request_ids = sent(source.handle(done(request_ids.pop()), 0.0))
+    return source
+
+
+def test_TS_16_a_cancelled_task_does_not_try_again() -> None:
+    source = PipelineSource([Program(Column("a"), "m", 2, True, 10, 5)], 1, stop_at_s=1.0)
+    source.start(0.0)
+    source.handle(broken("pipeline-1"), 0.0)
+    source.handle(broken("pipeline-2"), 0.5)
+    source.handle(Woke("stop"), 1.0)
+    assert source.result is not None and source.result.status == "shutdown"
+    assert source.handle(Woke("again"), 9.0) == [] and not source._again
+    assert_given_back(source)
+
+
+def test_TS_16_a_sibling_that_failed_for_good_ends_the_waiting() -> None:
+    source = one(requests=2, parallel=True)
+    source.start(0.0)
+    source.handle(broken("pipeline-1"), 0.0)
+    source.handle(Close("pipeline-2", "failed", "rate_limited", "http_429", 5.0), 1.0)
+    assert len(source.scheduler.deferred) == 1 and sent(source.handle(Woke("again"), 2.0)) == []
+
+
+def test_TS_16_in_a_fleet_that_loses_its_replica_no_row_is_lost() -> None:
+    """The engine crashes under the pipeline; another one boots. Each original is one row, however often it was sent."""
+    faults = "faults: [{kind: crash, pool: large, at_s: 0.3}]\ncontrol:"
+    source, run = simulated(Scenario.load(SMALL.replace("control:", faults)))
+    assert source.result is not None and source.result.status == "completed" and source.result.rows_dropped == 0
+    submissions = sum(len(ids) for ids in source.request_ids.values())
+    assert submissions > 9 * 6 and len(run.requests) < submissions + 10
+    assert source.output_hashes() == simulated(Scenario.load(SMALL))[0].output_hashes()
+
+
+def test_TS_16_live_transport_retries_against_an_engine_that_breaks_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("windtunnel.sources.transport.BASE_S", 0.01)
+    faults = (Fault("refuse", at=(2,), status=502), Fault("refuse", at=(5,), status=504), Fault("die", at=(8,), after_tokens=1))
+    scenario = Scenario.load(SMALL)
+    source, run = flown(scenario, faults)
+    assert source.result is not None and source.result.status == "completed"
+    assert (source.result.rows_dropped, source.result.retries) == (0, 0), "no task has noticed"
+    assert sum(len(ids) for ids in source.request_ids.values()) == 9 * 6 + 3
+    assert len(run.requests) == 10 + 9 * 6 and set(run.requests.outcome) == {"success"} and run.requests.attempts.sum() == 64 + 3
+    assert source.output_hashes() == simulated(scenario)[0].output_hashes()
 
 
 def test_late_ends_and_unknown_ones_are_harmless() -> None:

@@ -14,7 +14,8 @@ from windtunnel.policy.tasks.bounded_borrow import BoundedBorrow
 from windtunnel.policy.tasks.config import TaskSchedulerConfig
 from windtunnel.policy.tasks.graph import Column, Graph
 from windtunnel.policy.tasks.strict import Strict
-from windtunnel.sources.pipeline import PipelineSource, Program
+from windtunnel.sources.pipeline import PipelineSource
+from windtunnel.sources.program import Program
 from windtunnel.sources.traces.prompts import Prompts
 
 StrictSpec = spec_of(Strict, "strict")
@@ -51,6 +52,7 @@ class PipelineSpec(Spec):
     max_concurrent_row_groups: int = Field(default=3, ge=1)
     adaptive_row_groups: bool = False
     request_pressure_advisory: bool = True
+    transport_retries: int = Field(default=3, ge=0, description="How often a request is sent again whose connection broke.")
     sharing: SharingSpec = Field(default_factory=lambda: BoundedBorrowSpec(kind="bounded_borrow"),  # type: ignore[valid-type, call-arg]
                                  description="How groups of tasks share what is free.")
     tenant: str = Field(default="pipeline", min_length=1)
@@ -81,4 +83,4 @@ class PipelineSpec(Spec):
             for name, c in self.columns.items()]
         return PipelineSource(programs, self.rows, config, name=self.name, parallel=self.max_parallel_requests, tenant=self.tenant,
                               priority=self.priority, seed=seed, replication=replication, stop_at_s=stop_at_s,
-                              prompts=Prompts(self.name) if live else None)
+                              prompts=Prompts(self.name) if live else None, transport_retries=self.transport_retries)

@@ -1,6 +1,6 @@
 """Clients as they are: they give up after a while, leave, and try again. A wrapper around any source.
 
-A retry is a new request of the same `origin` with the id `{origin}!{attempt}`; metrics count the original once, from its first arrival.
+A retry is a new request of the same `origin` with the id `{id of the first}!{attempt}`; metrics count the original once, from its first arrival.
 A client that gives up without cancelling leaves a zombie, which runs to its end for nobody.
 """
 
@@ -234,8 +234,8 @@ class Clients:
         client.attempt += 1
         self.retries += 1
         first = client.request
-        origin = first.origin or first.id
-        again = replace(first, id=f"{origin}!{client.attempt}", origin=origin, attempt=client.attempt, arrived_s=now)
+        again = replace(first, id=f"{first.id}!{client.attempt}", origin=first.origin or first.id,
+                        attempt=first.attempt + client.attempt - 1, arrived_s=now)
         out.append(self._submit(client, again, now))
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from heapq import heappop, heappush
 from typing import Any
 
@@ -14,7 +13,7 @@ from windtunnel.errors import ConfigPipelineError
 from windtunnel.events import PRIORITIES, Arrived, Cancelled, Event, Finished, Request, Truth, Woke
 from windtunnel.policy.param import check_number
 from windtunnel.policy.tasks.config import TaskSchedulerConfig
-from windtunnel.policy.tasks.graph import Column, Graph
+from windtunnel.policy.tasks.graph import Graph
 from windtunnel.policy.tasks.messages import (
     CancelTask,
     Pressure,
@@ -28,56 +27,15 @@ from windtunnel.policy.tasks.messages import (
 )
 from windtunnel.policy.tasks.resolve import Generator, Resolver
 from windtunnel.policy.tasks.scheduler import TaskScheduler
-from windtunnel.policy.tasks.task import SchedulingMetadata, Task
-from windtunnel.sources.dist import Dist, dist_of, tokens
+from windtunnel.sources.dist import tokens
+from windtunnel.sources.outputs import Outputs
+from windtunnel.sources.program import Program, Work, failure, metadata_of, retry_after
 from windtunnel.sources.seeding import generator
 from windtunnel.sources.source import Ask, Loop
 from windtunnel.sources.traces.prompts import Prompts
+from windtunnel.sources.transport import RETRIES, TransportRetry
 
-PROVIDER = "fleet"
-LOCAL, STOP = "local", "stop"
-
-
-@dataclass(frozen=True, slots=True)
-class Program:
-    """What a task of a column does: `requests` to `model` (0: none), one after the other or all at once, then local work.
-
-    input_tokens, output_tokens: per request; local_s: seconds of local work. A column without a model makes no request.
-    """
-
-    column: Column
-    model: str | None = None
-    requests: int = 1
-    parallel: bool = False
-    input_tokens: Dist | float | Mapping[str, Any] = 256.0
-    output_tokens: Dist | float | Mapping[str, Any] = 64.0
-    local_s: Dist | float | Mapping[str, Any] = 0.0
-
-    def __post_init__(self) -> None:
-        name = self.column.name
-        check_number(f"columns.{name}.requests", self.requests, lo=0, whole=True)
-        for key in ("input_tokens", "output_tokens", "local_s"):
-            object.__setattr__(self, key, dist_of(getattr(self, key), f"columns.{name}.{key}"))
-
-    @property
-    def calls(self) -> int:
-        return self.requests if self.model else 0
-
-
-@dataclass(slots=True)
-class Work:
-    """A started task. left: lengths of requests not yet sent; got: output tokens by request, in order of the program."""
-
-    start: StartTask
-    program: Program
-    left: deque[tuple[int, int, int]]
-    local_s: float
-    inputs: tuple[int, ...]
-    got: dict[int, int | None] = field(default_factory=dict)
-    open: dict[str, int] = field(default_factory=dict)
-    times: dict[str, float] = field(default_factory=dict)
-    failed: tuple[str, str | None, float | None] | None = None
-    stopping: bool = False
+LOCAL, STOP, AGAIN = "local", "stop", "again"
 
 
 class PipelineSource:
@@ -85,7 +43,8 @@ class PipelineSource:
 
     rows: in row groups of `buffer_size`; parallel: most tasks of a model at once (its weight, too). stop_at_s: run s at which what is
     left is given up. Each task draws its lengths from a generator of its own, so that no order of events changes them. prompts: makes
-    message content for real engines. Raises ConfigPipelineError, ConfigValueError.
+    message content for real engines. transport_retries: how often a request is sent again whose connection broke, as a new request of the
+    same origin, while its task keeps its lease. Raises ConfigPipelineError, ConfigValueError.
     """
 
     loop: Loop = "closed"
@@ -93,7 +52,8 @@ class PipelineSource:
 
     def __init__(self, programs: Sequence[Program], rows: int, config: TaskSchedulerConfig | None = None, *, name: str = "pipeline",
                  parallel: Mapping[str, float] | None = None, tenant: str = "pipeline", priority: str = "batch", seed: int = 0,
-                 replication: int = 0, stop_at_s: float | None = None, prompts: Prompts | None = None, notes: bool = False) -> None:
+                 replication: int = 0, stop_at_s: float | None = None, prompts: Prompts | None = None, notes: bool = False,
+                 transport_retries: int = RETRIES) -> None:
         check_number("rows", rows, lo=1, whole=True)
         config = config or TaskSchedulerConfig()
         self.name, self.tenant, self.priority = name, tenant, PRIORITIES[priority]
@@ -114,7 +74,9 @@ class PipelineSource:
         self._work: dict[str, Work] = {}
         self._owner: dict[str, str] = {}
         self._local: list[tuple[float, int, str]] = []
-        self._values: dict[Task, bytes] = {}
+        self._transport = TransportRetry(transport_retries)
+        self._again: list[tuple[float, int, str, int, Request]] = []  # due, count, lease, number in the program, what to send again
+        self._outputs = Outputs()
         self._made = 0
         self._inbox: deque[Any] = deque()
         self._asks: list[Ask] = []
@@ -173,6 +135,8 @@ class PipelineSource:
                     self._end(lease_id)
             if self._local:
                 self._asks.append(WakeAt(self._local[0][0], LOCAL))
+        elif what.key == AGAIN:
+            self._send_again(now)
         else:
             self._inbox.append(what)
 
@@ -193,9 +157,9 @@ class PipelineSource:
 
     def _go_on(self, lease_id: str, work: Work, now: float) -> None:
         """The next request, or all of them; then the local work; then the end."""
-        while work.left and (work.program.parallel or not work.open):
+        while work.left and (work.program.parallel or not work.busy):
             self._send(lease_id, work, *work.left.popleft(), now)
-        if work.open or work.left:
+        if work.busy or work.left:
             return
         if not work.local_s:
             self._end(lease_id)
@@ -205,33 +169,60 @@ class PipelineSource:
         self._asks.append(WakeAt(self._local[0][0], LOCAL))
 
     def _send(self, lease_id: str, work: Work, number: int, input_tokens: int, output_tokens: int, now: float) -> None:
-        self._made += 1
-        request_id = f"{self.name}-{self._made}"
-        work.open[request_id] = number
-        work.times.setdefault("request_wait_started_at", now)
-        self._owner[request_id] = lease_id
-        self.request_ids[lease_id].append(request_id)
         task = work.start.task
         key = f"{task.column}/{task.row_group}/{task.row_index}/{number}"  # a cell's prompt is the same however events were ordered
         content = None if self._prompts is None else self._prompts.content(key, input_tokens)
-        self._asks.append(Arrived(Request(request_id, self.tenant, work.program.model or "", self.priority, now, input_tokens, output_tokens,
-                                          content=content, truth=Truth(output_tokens))))
+        self._submit(lease_id, work, number, Request(
+            self._next_id(), self.tenant, work.program.model or "", self.priority, now, input_tokens, output_tokens, content=content,
+            truth=Truth(output_tokens)), now)
+
+    def _next_id(self) -> str:
+        self._made += 1
+        return f"{self.name}-{self._made}"
+
+    def _submit(self, lease_id: str, work: Work, number: int, request: Request, now: float) -> None:
+        work.open[request.id] = number, request
+        work.times.setdefault("request_wait_started_at", now)
+        self._owner[request.id] = lease_id
+        self.request_ids[lease_id].append(request.id)
+        self._asks.append(Arrived(request))
+
+    def _try_again(self, lease_id: str, work: Work, number: int, request: Request, at: float) -> None:
+        """Its connection broke: the same once more, later; its task keeps its lease."""
+        self._made += 1
+        work.again += 1
+        heappush(self._again, (at, self._made, lease_id, number, request))
+        self._asks.append(WakeAt(self._again[0][0], AGAIN))
+
+    def _send_again(self, now: float) -> None:
+        while self._again and self._again[0][0] <= now:
+            _, _, lease_id, number, last = heappop(self._again)
+            work = self._work.get(lease_id)
+            if work is not None and work.failed is None:
+                work.again -= 1
+                self._submit(lease_id, work, number, replace(
+                    last, id=self._next_id(), origin=last.origin or last.id, attempt=last.attempt + 1, arrived_s=now), now)
+        if self._again:
+            self._asks.append(WakeAt(self._again[0][0], AGAIN))
 
     def _request_ended(self, what: Finished | Reject | Close, now: float) -> None:
         lease_id = self._owner.pop(what.request_id, None)
         work = self._work.get(lease_id or "")
         if lease_id is None or work is None:
             return
-        number = work.open.pop(what.request_id)
+        number, request = work.open.pop(what.request_id)
         if isinstance(what, Finished):
             work.got[number] = what.output_tokens
             if what.started_s is not None:
                 work.times.setdefault("model_request_started_at", what.started_s)
             work.times["model_request_completed_at"] = work.times["request_lease_released_at"] = now
         elif work.failed is None:
-            work.failed = failure(what)
+            wait_s = self._transport.wait_s(what, request.attempt)
+            if wait_s is not None:
+                self._try_again(lease_id, work, number, request, now + wait_s)
+                return
+            work.fail(failure(what))
             self._press(work, what, now)
-            work.left.clear()
             self._leave(work, "sibling_failed")
         if work.failed is None:
             self._go_on(lease_id, work, now)
@@ -253,8 +244,7 @@ class PipelineSource:
         work = self._work.get(lease_id)
         if work is None:
             return
-        work.failed = work.failed or ("local_cancelled", None, None)
-        work.left.clear()
+        work.fail(work.failed or ("local_cancelled", None, None))
         if work.open:
             self._leave(work, "task_cancelled")
         else:
@@ -264,44 +254,11 @@ class PipelineSource:
         work = self._work.pop(lease_id)
         outcome, kind, retry_after_s = work.failed or ("success", None, None)
         if outcome == "success":
-            got = tuple(work.got.get(n) for n in range(len(work.inputs)))
-            self._values[work.start.task] = hashlib.sha256(repr((work.inputs, got)).encode()).digest()
+            self._outputs.made(work.start.task, work.inputs, tuple(work.got.get(n) for n in range(len(work.inputs))))
         self._inbox.append(TaskEnded(lease_id, outcome, kind, retry_after_s, work.times or None))
 
     # -- results --------------------------------------------------------------------------------------------------------------------------
 
     def output_hashes(self) -> dict[str, str]:
-        """SHA-256 per column over its cells in stable order and the columns it needs: what was asked and how much came, never times or ids."""
-        tracker = self.scheduler.tracker
-        cells: dict[str, list[bytes]] = {name: [] for name in tracker.graph.order}
-        for task in sorted(self._values, key=tracker.position):
-            row = task.row_index
-            if row is None or not tracker.dropped(task.row_group)[row]:
-                cells[task.column].append(f"{task.row_group}/{row}:".encode() + self._values[task])
-        made: dict[str, bytes] = {}
-        for name in tracker.graph.order:  # what a column is made of counts, too
-            upstreams = [made[u] for u in tracker.graph.columns[name].upstreams]
-            made[name] = hashlib.sha256(b"\0".join([name.encode("utf-8", "surrogatepass"), *upstreams, *cells[name]])).digest()
-        return {name: digest.hex() for name, digest in made.items()}
-
-
-def metadata_of(program: Program, weights: Mapping[str, float]) -> SchedulingMetadata:
-    """A model's columns weigh as much as the model may have tasks at once; local work weighs 1."""
-    if not program.calls or program.model is None:
-        return SchedulingMetadata()
-    return SchedulingMetadata("model", ("model", PROVIDER, program.model, "chat"), float(weights[program.model]))
-
-
-def failure(what: Reject | Close) -> tuple[str, str | None, float | None]:
-    """Outcome, kind and retry time of a task whose request ended so."""
-    outcome = what.outcome
-    if isinstance(what, Reject) and what.state == "timed_out":
-        outcome = "request_admission_timeout"
-    elif outcome == "local_timeout":
-        outcome = "provider_timeout"
-    return outcome, None, retry_after(what)
-
-
-def retry_after(what: Reject | Close) -> float | None:
-    """Seconds until trying again makes sense, as the end of a request says."""
-    return what.denial.retry_after_s if isinstance(what, Reject) else what.retry_after_s
+        """SHA-256 per column: what was asked and how much came, never times or ids; see `Outputs`."""
+        return self._outputs.hashes(self.scheduler.tracker)
