@@ -62,6 +62,8 @@ def check(control: Control) -> None:
     for (tenant, priority), tally in tallies.items():
         if not tally.counts().balanced:
             raise PolicyError(f"requests of tenant {tenant!r}, class {priority} are not conserved: {tally.counts()}")
+        if not tally.counts().plausible:
+            raise PolicyError(f"requests of tenant {tenant!r}, class {priority} are miscounted: {tally.counts()}")
     for lane in control.lanes:
         mine = [o for o in open_.values() if o.lane is lane]
         waiting = sum(o.state == WAITING for o in mine)
@@ -88,3 +90,4 @@ def _check_gates(control: Control) -> None:
         mine = {i for i, o in control.flow.open.items() if o.lane.gates is not None and gate in o.lane.gates.gates}
         if not set(held) <= mine:
             raise PolicyError(f"{type(gate).__name__} holds what requests took that have ended: {sorted(set(held) - mine)[:4]}")
+        gate.audit()

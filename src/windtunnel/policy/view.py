@@ -55,6 +55,11 @@ class Counts:
         """The conservation law of requests."""
         return self.arrivals == self.admitted + self.rejected + self.timed_out + self.abandoned + self.waiting
 
+    @property
+    def plausible(self) -> bool:
+        """None is negative, and what was evicted was rejected."""
+        return all(getattr(self, n) >= 0 for n in Counts.__dataclass_fields__) and self.evicted <= self.rejected
+
     def __add__(self, other: Counts) -> Counts:
         return Counts(*(getattr(self, n) + getattr(other, n) for n in Counts.__dataclass_fields__))
 

@@ -27,7 +27,7 @@ from windtunnel.sim.scrape import Scraper
 from windtunnel.sim.service import Job
 from windtunnel.sim.step_reports import REPORT_S, teller
 from windtunnel.sources.seeding import PolicyRng
-from windtunnel.sources.source import Source
+from windtunnel.sources.source import Source, check_books
 
 GIVES = frozenset({"fpm", "started", "first_token", "progress", "scrape", "prefix_blocks", "route_key", "token_counts"})
 HEARD = {FirstToken: "first_token", Progressed: "progress", Started: "started"}  # what a source may ask to be told, beside ends
@@ -167,6 +167,7 @@ class SimDriver:
             self._tell(event)
         if self._check:
             self.control.check()
+            check_books(self.source)
 
     def _ended(self, what: Any) -> None:
         """A request has ended: the source hears of it, after the control's effects were carried out."""

@@ -17,7 +17,7 @@ from windtunnel.events import Arrived, Cancelled, Event, Finished, FirstToken, P
 from windtunnel.policy.param import check_number
 from windtunnel.sources.backoff import Budget, Retry, backoff_s
 from windtunnel.sources.dist import Dist
-from windtunnel.sources.source import Ask, Loop, Source
+from windtunnel.sources.source import Ask, Loop, Source, check_books
 
 AGAIN = frozenset({"rate_limited", "provider_failure", "provider_timeout"})
 GAVE_UP = "client_gave_up"
@@ -103,6 +103,9 @@ class Clients:
 
     def done(self) -> bool:
         return self._ahead is None and not self._pending and self.inner.done()
+
+    def check(self) -> None:
+        check_books(self.inner)
 
     # -- clocks -------------------------------------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from operator import attrgetter
 from windtunnel.effects import Close, Reject, WakeAt
 from windtunnel.errors import ConfigValueError
 from windtunnel.events import Arrived, Event, Finished, Progressed, Request, Woke
-from windtunnel.sources.source import Ask, Loop, Source
+from windtunnel.sources.source import Ask, Loop, Source, check_books
 
 
 class Mix:
@@ -58,6 +58,11 @@ class Mix:
 
     def done(self) -> bool:
         return all(source.done() for source in self.sources)
+
+    def check(self) -> None:
+        """Each source that keeps books checks them."""
+        for source in self.sources:
+            check_books(source)
 
     def _owned(self, i: int, requests: Iterator[Request]) -> Iterator[Request]:
         for request in requests:

@@ -9,7 +9,7 @@ from heapq import heappop, heappush
 from typing import Any
 
 from windtunnel.effects import Close, Note, Reject, WakeAt
-from windtunnel.errors import ConfigPipelineError
+from windtunnel.errors import ConfigPipelineError, PolicyError
 from windtunnel.events import PRIORITIES, Arrived, Cancelled, Event, Finished, Request, Truth, Woke
 from windtunnel.policy.param import check_number
 from windtunnel.policy.tasks.config import TaskSchedulerConfig
@@ -101,6 +101,15 @@ class PipelineSource:
 
     def done(self) -> bool:
         return self.result is not None
+
+    def check(self) -> None:
+        """The scheduler's books balance, and each of its running tasks is at work here; raises PolicyError."""
+        self.scheduler.check()
+        if self._work.keys() != self.scheduler.running.keys():
+            raise PolicyError(f"{len(self.scheduler.running)} tasks hold a lease, {len(self._work)} are at work")
+        requests = {key: lease_id for lease_id, work in self._work.items() for key in work.open}
+        if requests != self._owner:
+            raise PolicyError(f"tasks wait for {len(requests)} requests, {len(self._owner)} are open")
 
     def _turn(self, now: float) -> list[Ask]:
         """Give the scheduler what has happened until it has nothing more to do at this instant."""

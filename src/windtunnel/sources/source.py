@@ -33,6 +33,13 @@ class Source(Protocol):
         """True when nothing more will come without an event."""
 
 
+def check_books(source: Source) -> None:
+    """A source may have `check()`, which raises PolicyError if its books do not balance; a world that checks calls it after each event."""
+    check = getattr(source, "check", None)
+    if check is not None:
+        check()
+
+
 class Throttle:
     """A schedule of which at most `max_in_flight` requests are open at a time.
 

@@ -7,6 +7,7 @@ from collections.abc import KeysView, Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
+from windtunnel.errors import PolicyError
 from windtunnel.events import Request
 from windtunnel.policy.admission.denial import Denial, make_denial
 from windtunnel.policy.admission.gates import Gate, Used, input_tokens_of, reserved_tokens_of, used_tokens_of
@@ -143,6 +144,16 @@ class BudgetGate(Gate):
     def dispatched(self, request: Request, wait_s: float, now: float) -> None:
         if request.id in self._held:
             self._sent.setdefault(request.id, now)
+
+    def audit(self) -> None:
+        """What open requests hold is what purses hold."""
+        open_: dict[int, list[int]] = {}
+        for purse, tokens, _ in self._held.values():
+            open_.setdefault(id(purse), []).append(tokens)
+        for (tenant, _), purse in self.purses.items():
+            mine = open_.get(id(purse), [])
+            if (purse.active, purse.held) != (len(mine), sum(mine)) or min(purse.spent, purse.spent_s, purse.spent_usd) < 0:
+                raise PolicyError(f"tenant {tenant!r}: {len(mine)} requests hold {sum(mine)} tokens, its purse says {purse.active} and {purse.held}")
 
     def settle(self, request: Request, used: Used, now: float) -> None:
         sent_s, purse = self._sent.pop(request.id, now), self._give(request)

@@ -28,7 +28,7 @@ class Gate(Protocol):
 
     refusal: would it refuse now? It takes nothing. take: the request is in, charge it. give_back: as if it had never been in.
     settle: the request has ended, and so has its last attempt. dispatched, first_token: on its way. may_retry: may an attempt that
-    failed be repeated? Granting it charges it.
+    failed be repeated? Granting it charges it. audit: raise PolicyError if its own books do not balance (for tests; may be slow).
     """
 
     needs: frozenset[str] = frozenset()
@@ -53,6 +53,9 @@ class Gate(Protocol):
 
     def may_retry(self, now: float) -> bool:
         return True
+
+    def audit(self) -> None:
+        return None
 
 
 class Gates:

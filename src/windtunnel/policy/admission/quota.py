@@ -6,6 +6,7 @@ from collections.abc import KeysView, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+from windtunnel.errors import PolicyError
 from windtunnel.events import Request, fact
 from windtunnel.policy.admission.completion_rate import CompletionRate
 from windtunnel.policy.admission.denial import Denial, make_denial
@@ -198,7 +199,23 @@ class QuotaGate(Gate):
         self._by_request[request.id] = made
 
     def give_back(self, request: Request, now: float) -> None:
-        self.quotas.give_back(self._by_request.pop(request.id), now)
+        made = self._by_request.pop(request.id, None)
+        if made is not None:
+            self.quotas.give_back(made, now)
 
     def settle(self, request: Request, used: Used, now: float) -> None:
-        self.quotas.settle(self._by_request.pop(request.id), used_tokens_of(request, used), now, completed=bool(used.outcome))
+        made = self._by_request.pop(request.id, None)
+        if made is not None:
+            self.quotas.settle(made, used_tokens_of(request, used), now, completed=bool(used.outcome))
+
+    def audit(self) -> None:
+        """What open reservations hold is what accounts hold: reserved - refunded - spent."""
+        open_: dict[str, list[Reservation]] = {}
+        for made in self.quotas.open.values():
+            open_.setdefault(made.tenant, []).append(made)
+        for tenant, account in self.quotas.accounts.items():
+            mine = open_.get(tenant, [])
+            tokens = sum(r.tokens for r in mine)
+            if (account.active, account.held) != (len(mine), tokens) or tokens != account.reserved - account.refunded - account.spent:
+                raise PolicyError(f"tenant {tenant!r}: {len(mine)} requests hold {tokens} tokens, its account says {account.active} and "
+                                  f"{account.reserved} - {account.refunded} - {account.spent}")

@@ -38,14 +38,16 @@ class Running:
 
 @dataclass(slots=True)
 class Counts:
-    """What has happened so far; errors: non-retryable ends by kind."""
+    """What has happened so far; errors: non-retryable ends by kind; executions: tasks taken from the queue and started."""
 
     errors: Counter[str]
     completed: int = 0
     retries: int = 0
     checkpointed: int = 0
     rows_dropped: int = 0
+    enqueued: int = 0
     executions: int = 0
+    discarded: int = 0
 
 
 class Board:
@@ -92,6 +94,7 @@ class Board:
             items.append(QueueItem(known.task_id, known.group, tuple(known.resources.items()), 1.0, 0, self.now))
         accepted = self.queue.offer(items, self.now).accepted
         self.tracker.mark_enqueued([item.id for item in accepted])
+        self.counts.enqueued += len(accepted)
         for item in accepted:
             known = self.known[item.id]
             self.waiting[item.id] = item
@@ -109,6 +112,8 @@ class Board:
         """Nothing more starts; what runs is asked to stop."""
         self.status, self.why = status, why
         for item in self.queue.discard_where(lambda _: True, self.now):
+            self.counts.discarded += 1
+            self.open[self.known[item.id].payload.row_group] -= 1
             self.note("cancelled", self.known[item.id], reason=why)
         for entry in self.deferred.all():
             self.deferred.discard(entry.task_id)

@@ -25,6 +25,7 @@ def drop(board: Board, rg: int, row: int) -> None:
         key = task_id(task)
         if board.waiting.pop(key, None) is not None:
             board.queue.discard(key, board.now)
+            board.counts.discarded += 1
             board.open[rg] -= 1
         board.deferred.discard(key)
         board.forget(key)

@@ -11,6 +11,7 @@ from typing import Any
 
 from windtunnel.events import Woke
 from windtunnel.policy.queueing.item import went_backwards
+from windtunnel.policy.tasks import books
 from windtunnel.policy.tasks.board import Board, Running
 from windtunnel.policy.tasks.checkpoints import Checkpoints
 from windtunnel.policy.tasks.config import TaskSchedulerConfig
@@ -72,6 +73,10 @@ class TaskScheduler:
     def snapshot(self) -> dict[str, Any]:
         """Plain numbers of the task stage."""
         return self.board.snapshot()
+
+    def check(self) -> None:
+        """Conservation of tasks, leases and amounts; raises PolicyError naming what does not add up. O(queued + running)."""
+        books.check(self.board)
 
     def handle(self, event: SchedulerEvent, now: float) -> list[SchedulerEffect]:
         """What to do about an event; `now` in run s."""
