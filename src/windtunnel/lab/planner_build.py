@@ -36,4 +36,6 @@ def build_pipeline_planner(spec: PlannerSpec, pools: Sequence[PoolFacts], *, wan
         models.add(facts.model)
     alone = {p.model for p in pools} == models
     mine: Callable[[Request], bool] | None = None if alone else lambda r: r.pool in names or (r.pool is None and r.model in models)
-    return PipelinePlanner(settings, (*builtins.attached, *more), frames, mine=mine, wants=wants)
+    planner = PipelinePlanner(settings, (*builtins.attached, *more), frames, mine=mine, wants=wants, roster=spec.roster())
+    planner.outside = spec.outside()
+    return planner

@@ -11,10 +11,13 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter,
 
 from windtunnel.errors import PlannerConfigError
 from windtunnel.lab.forecast_models import forecaster
+from windtunnel.lab.planner_outside import RegistrySpec, TlsSpec, outside_of
 from windtunnel.policy.planning.builtins import Builtins, build_plugins
 from windtunnel.policy.planning.contract import HoldPolicy, Stage
+from windtunnel.policy.planning.outside import Outside
 from windtunnel.policy.planning.perf_model import PerfModel
-from windtunnel.policy.planning.plugin import Attached, Registration
+from windtunnel.policy.planning.plugin import Attached, CallModel, Registration
+from windtunnel.policy.planning.roster import BUILTIN_PREFIX, RosterSettings
 from windtunnel.policy.planning.settings import PlannerSettings
 from windtunnel.policy.planning.settings_blocks import (
     BudgetSettings,
@@ -31,7 +34,6 @@ from windtunnel.policy.planning.settings_blocks import (
     refuse,
 )
 
-BUILTIN_PREFIX = "builtin_"
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -69,56 +71,64 @@ class PluginEntry(_Block):
             cooldown_s=defaults.cooldown_s if self.cooldown_s is None else self.cooldown_s, offload=offload)
 
 
+class CallSpec(_Block):
+    """How calls go in a simulated world: seconds until the answer, share of calls that fail, and how."""
+
+    delay_s: Seconds = 0.0
+    failure_rate: float = Field(default=0.0, ge=0, le=1)
+    error: Literal["timeout", "connection", "unknown_method", "serialization", "raised"] = "connection"
+
+    def model(self) -> CallModel:
+        return CallModel(self.delay_s, self.failure_rate, self.error)
+
+
+class StandIn(_Block):
+    """The class that answers in a simulated world, and how calls of it go there."""
+
+    module: str
+    class_name: str = Field(alias="class")
+    kwargs: dict[str, Any] = {}
+    call: CallSpec = CallSpec()
+
+
 class InProcess(PluginEntry):
-    """A class that can be imported; `kwargs` go to it."""
+    """A class that can be imported; `kwargs` go to it. call: how an offloaded one's calls go in a simulated world."""
 
     module: str
     class_name: str = Field(alias="class")
     offload: bool = False
     kwargs: dict[str, Any] = {}
+    call: CallSpec | None = None
 
     def load(self, defaults: PluginDefaults) -> Attached:
         """Raises PlannerConfigError if it cannot be imported or made, or lacks the method of its stage."""
-        path = f"planner.plugins.in_process.{self.plugin_id}"
-        try:
-            made = getattr(import_module(self.module), self.class_name)(**self.kwargs)
-        except (ImportError, AttributeError, TypeError, ValueError) as error:
-            raise refuse(path, f"cannot make {self.module}.{self.class_name}: {error}") from error
-        if not callable(getattr(made, self.stage, None)):
-            raise refuse(path, f"{self.module}.{self.class_name} has no method {self.stage}")
-        return Attached(self.registration(defaults, offload=self.offload), made)
+        made = made_of(self, f"planner.plugins.in_process.{self.plugin_id}", self.stage)
+        return Attached(self.registration(defaults, offload=self.offload), made, None if self.call is None else self.call.model())
+
+
+def made_of(what: Any, path: str, stage: str) -> Any:
+    """The plugin that an entry's module, class_name and kwargs say. Raises PlannerConfigError."""
+    try:
+        made = getattr(import_module(what.module), what.class_name)(**what.kwargs)
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise refuse(path, f"cannot make {what.module}.{what.class_name}: {error}") from error
+    if not callable(getattr(made, stage, None)):
+        raise refuse(path, f"{what.module}.{what.class_name} has no method {stage}")
+    return made
 
 
 class External(PluginEntry):
-    """A plugin in another process. token: env:NAME or file:PATH; tls: settings of the connection."""
+    """A plugin in another process. token: env:NAME or file:PATH; tls: settings of the connection; stand_in: its class, for simulation."""
 
     endpoint: str
     token: str | None = Field(default=None, pattern=r"^(env|file):.+$")
-    tls: dict[str, Any] | None = None
+    tls: TlsSpec | None = None
+    stand_in: StandIn | None = None
 
-
-class AuthSpec(_Block):
-    """Who may register."""
-
-    sources: tuple[dict[str, Any], ...] = ()
-    admin_subjects: tuple[str, ...] = ()
-
-
-class RegistrySpec(_Block):
-    """The door for plugins that register themselves."""
-
-    enabled: bool = False
-    listen: str | None = None
-    allow_insecure: bool = False
-    allow_insecure_grpc: bool = False
-    tls: dict[str, Any] | None = None
-    auth: AuthSpec = AuthSpec()
-    heartbeat_timeout_s: Positive = 15.0
-    missed_threshold: int = Field(default=2, ge=1)
-    protocol_min: str = Field(default="1.0", pattern=r"^\d+\.\d+$")
-    protocol_max: str = Field(default="1.0", pattern=r"^\d+\.\d+$")
-    keepalive_s: Positive = 30.0
-    max_message_bytes: int = Field(default=10_485_760, ge=1024)
+    def attached(self, defaults: PluginDefaults) -> Attached:
+        """Called at its endpoint in a live run; in a simulated one its stand-in answers."""
+        made = None if self.stand_in is None else made_of(self.stand_in, f"planner.plugins.external.{self.plugin_id}.stand_in", self.stage)
+        return Attached(self.registration(defaults, self.endpoint), made, None if self.stand_in is None else self.stand_in.call.model())
 
 
 class PluginsSpec(_Block):
@@ -157,10 +167,7 @@ class PlannerSpec(_Block):
         made = PlannerSettings(**same, defaults=self.plugins.defaults, disabled=frozenset(self.plugins.disabled),
                                other_proposers=any(e.stage == "propose" for e in entries))
         self._check_entries(made)
-        if self.registry.enabled and self.registry.listen is None:
-            raise refuse("planner.registry.listen", "missing, an enabled registry needs it")
-        if self.registry.enabled and not self.registry.auth.sources:
-            raise refuse("planner.registry.auth.sources", "missing, an enabled registry needs at least one")
+        self.registry.check()
         return made
 
     def _check_entries(self, made: PlannerSettings) -> None:
@@ -180,10 +187,22 @@ class PlannerSpec(_Block):
                     raise refuse(f"{path}.observation_window_s", f"expected a multiple of the scale interval {made.scale_interval_s:g}")
 
     def build(self, perf_model: PerfModel | None = None) -> tuple[Builtins, tuple[Attached, ...]]:
-        """(built-in plugins, in-process plugins of the block)."""
+        """(built-in plugins, plugins of the block: in-process ones, then those elsewhere)."""
         made = self.settings()
         built = build_plugins(made, perf_model=perf_model, forecaster=forecaster(made.predictor))
-        return built, tuple(entry.load(made.defaults) for entry in self.plugins.in_process)
+        own = tuple(entry.load(made.defaults) for entry in self.plugins.in_process)
+        return built, (*own, *(entry.attached(made.defaults) for entry in self.plugins.external))
+
+    def outside(self) -> Outside:
+        """What a live driver opens: connections and the registry."""
+        return outside_of(self.plugins.external, self.registry)
+
+    def roster(self) -> RosterSettings:
+        """What registrations are measured by."""
+        made, r = self.settings(), self.registry
+        d = made.defaults
+        return RosterSettings(made.scale_interval_s, d.timeout_s, d.failure_threshold, d.cooldown_s, r.protocol_min, r.protocol_max,
+                              r.heartbeat_timeout_s, r.missed_threshold)
 
 
 _SPEC = TypeAdapter(PlannerSpec)

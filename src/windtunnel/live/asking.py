@@ -13,11 +13,13 @@ from windtunnel.events import Answered
 from windtunnel.policy.planning.calls import Answer, Call, CallError
 from windtunnel.policy.planning.pipeline import answer_inline
 
+HERE = ("inline", "async")  # transports of plugins in this process
+
 
 class Asking:
-    """clients: by plugin id, of plugins that registered themselves; local_only: a shadow asks nobody outside this process."""
+    """clients: of plugins elsewhere, by id and number of the registration; local_only: a shadow asks nobody outside this process."""
 
-    def __init__(self, now: Callable[[], float], clients: Mapping[str, Any] | None = None, *, local_only: bool = False) -> None:
+    def __init__(self, now: Callable[[], float], clients: Mapping[tuple[str, int], Any] | None = None, *, local_only: bool = False) -> None:
         self._now, self.clients, self.local_only = now, clients if clients is not None else {}, local_only
 
     async def ask(self, effect: Ask) -> Answered:
@@ -44,8 +46,13 @@ class Asking:
         return answer
 
     async def _reach(self, call: Call) -> Answer:
-        """A client by its `call`, an `async def` plugin by awaiting it, any other in a thread of its own."""
-        target = call.target if call.target is not None else self.clients.get(call.plugin_id)
+        """A client by its `call`, an `async def` plugin by awaiting it, any other in a thread of its own.
+
+        Who has an endpoint is asked there, whatever stands in for it in a simulated world.
+        """
+        target = self.clients.get((call.plugin_id, call.generation))
+        if target is None and (call.transport in HERE or hasattr(call.target, "call")):
+            target = call.target
         if target is None:
             return Answer(call.plugin_id, None, CallError("connection", "no client for this plugin"))
         client = getattr(target, "call", None)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from windtunnel.effects import Close, Reject
 from windtunnel.errors import ArmRefusedError, ConfigNeedsError, ConfigValueError, EngineStoppedError
@@ -28,6 +28,10 @@ from windtunnel.live.shadow import ShadowAdapter
 from windtunnel.live.stopfile import StopFile
 from windtunnel.policy.control import Control
 from windtunnel.sources.source import Source
+
+if TYPE_CHECKING:
+    from windtunnel.live.plugins.host import PluginHost
+    from windtunnel.policy.planning.outside import Outside
 
 GIVES = frozenset({"started", "first_token", "progress", "scrape", "prefix_blocks", "route_key", "token_counts"})
 SECOND_STOP_S = 5.0  # a second stop within this time means: cut
@@ -99,6 +103,7 @@ class LiveDriver:
         self._asked_at: float | None = None
         self._core: ControlLoop | None = None
         self._patrol: Patrol | None = None
+        self._host: PluginHost | None = None
         self._clock: RunClock | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -296,6 +301,7 @@ class LiveDriver:
         endpoints = self.fleet.endpoints() if self._shadow is None else ()
         core.watch = watch = Watch(endpoints, self._engines, clock, core.deliver, core.replica_lost,
                                    scrape="scrape" in self.control.needs)
+        self._host = self._plugins_elsewhere(core, clock)
         core.wants_progress = "progress" in self.control.needs | core.hosted.hears
         self._patrol = Patrol(core, self._stop_file, lambda cut: self._stop_here(cut, "stop file"), self.fleet.pools)
         self._clock, self._core, self._loop = clock, core, loop
@@ -305,6 +311,8 @@ class LiveDriver:
                 self._check(watch)
             if t0 is None:
                 clock.start()
+            if self._host is not None:
+                self._host.bind()
             await self._airborne(core, watch, self._patrol)
         finally:
             await self._shut(core, watch)
@@ -317,6 +325,8 @@ class LiveDriver:
         self._started.set()
         watch.begin()
         core.scaler = await connect(self.fleet, watch, real=self._gate.mode == "armed" and self._gate.scaling)
+        if self._host is not None:
+            await self._host.open()
         core.hosted.start()
         core.maybe_land()
         patrol.begin()
@@ -327,6 +337,8 @@ class LiveDriver:
         """Leave nothing behind: streams, connections, timers; the last view and the replicas' rows are written."""
         self._gate.close()
         core.hosted.stop()
+        if self._host is not None:
+            await self._host.aclose()
         tasks = list(core.tasks)
         for task in tasks:
             task.cancel()
@@ -344,6 +356,18 @@ class LiveDriver:
                 self.recorder.replica_row(row)
         except Exception as error:
             self._error = self._error or error
+
+    def _plugins_elsewhere(self, core: ControlLoop, clock: RunClock) -> PluginHost | None:
+        """A planner's connections; a shadow has none. gRPC is loaded for those that need it alone."""
+        planner = self.control.planner
+        outside: Outside | None = getattr(planner, "outside", None)
+        if outside is None or not (outside.externals or outside.registry) or self._shadow is not None:
+            return None
+        from windtunnel.live.plugins.host import PluginHost
+
+        host = PluginHost(planner, outside, core.deliver, clock.now, over=core.landed.is_set)
+        core.asking.clients = host.clients
+        return host
 
     def _clean_up(self) -> None:
         self._lock.release()

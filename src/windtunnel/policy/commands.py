@@ -22,11 +22,14 @@ class _Refused(Exception):
 
 
 def carry_out(control: Control, command: Commanded, now: float) -> None:
-    """stop | drain {replica, deadline_s?} | undrain {replica} | reconfigure {settings?, tenants?}; all values plain data.
+    """stop | drain {replica, deadline_s?} | undrain {replica} | reconfigure {settings?, tenants?}; all values plain data. Those that
+    begin with `planner.` are the planner's.
 
     deadline_s: seconds from now until what still runs there is cut (None: the pool's own). settings: fields of `ControlSettings` by
     name; tenants: weight by name, replacing all. Both count from now on: clocks that run and items that wait stay as they are.
     """
+    if command.name.startswith("planner.") and control.planner is not None:
+        return
     act = _COMMANDS.get(command.name)
     try:
         if act is None:

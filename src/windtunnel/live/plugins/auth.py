@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from windtunnel.errors import PlannerConfigError
 
@@ -76,6 +76,46 @@ class Unauthenticated:
 
     def subject(self, token: str, peer_names: Sequence[str]) -> str | None:
         return ANONYMOUS
+
+
+class ReadSecrets:
+    """Subjects by where their secret is (env:NAME, file:PATH), read at every question: a secret that was replaced is good no more.
+
+    Raises PlannerConfigError at once for a secret that cannot be read now.
+    """
+
+    def __init__(self, subjects: Mapping[str, str]) -> None:
+        StaticSecrets({secret_of(where): subject for where, subject in subjects.items()})
+        self._subjects = dict(subjects)
+
+    def subject(self, token: str, peer_names: Sequence[str]) -> str | None:
+        found = {}
+        for where, subject in self._subjects.items():
+            try:
+                found[secret_of(where)] = subject
+            except PlannerConfigError as error:
+                log.warning("%s", error)
+        return StaticSecrets(found).subject(token, peer_names) if found else None
+
+    def __repr__(self) -> str:
+        return f"ReadSecrets({len(self._subjects)} subjects)"
+
+
+def source_of(data: Mapping[str, Any], listen: str) -> AuthSource:
+    """A source by its kind: static_secret {secrets: {env:NAME: subject}}, mtls {subjects: []}, allow_unauthenticated, multi {sources: []}.
+
+    listen: where the registry is. Raises PlannerConfigError.
+    """
+    match data.get("kind"):
+        case "static_secret":
+            return ReadSecrets(data["secrets"])
+        case "mtls":
+            return PeerCertificate(data.get("subjects", ()))
+        case "allow_unauthenticated":
+            return Unauthenticated(listen)
+        case "multi":
+            return AnyOf([source_of(one, listen) for one in data["sources"]])
+    raise PlannerConfigError(f"auth: unknown kind of source {data.get('kind')!r}")
 
 
 def on_this_machine(listen: str) -> bool:

@@ -31,16 +31,22 @@ class Tls:
 
 
 def options(keepalive_s: float = KEEPALIVE_S, max_message_bytes: int = MAX_MESSAGE_BYTES) -> list[tuple[str, int]]:
-    """Channel options of both sides."""
+    """Channel options of both sides. A server takes pings as often as a client of the same settings sends them, and shares its port with
+    nobody; a client looks for a restarted server within seconds, not minutes."""
+    keepalive_ms = int(keepalive_s * 1000)
     return [
-        ("grpc.keepalive_time_ms", int(keepalive_s * 1000)), ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.keepalive_time_ms", keepalive_ms), ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.max_receive_message_length", max_message_bytes), ("grpc.max_send_message_length", max_message_bytes),
-        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.http2.max_pings_without_data", 0), ("grpc.http2.min_ping_interval_without_data_ms", keepalive_ms // 2),
+        ("grpc.so_reuseport", 0), ("grpc.initial_reconnect_backoff_ms", 200), ("grpc.min_reconnect_backoff_ms", 1000),
+        ("grpc.max_reconnect_backoff_ms", 5000),
     ]
 
 
 def check_endpoint(endpoint: str, *, allow_insecure: bool) -> str:
     """The target that gRPC wants. Raises PlannerConfigError for an unknown scheme, or plaintext that was not allowed."""
+    if endpoint.partition(":")[2].strip("/") == "":
+        raise PlannerConfigError(f"endpoint {endpoint!r}: expected {', '.join(SCHEMES)} and an address")
     if endpoint.startswith("unix:"):
         return endpoint
     if endpoint.startswith("grpc://"):
@@ -50,6 +56,13 @@ def check_endpoint(endpoint: str, *, allow_insecure: bool) -> str:
     if endpoint.startswith("grpcs://"):
         return endpoint.removeprefix("grpcs://")
     raise PlannerConfigError(f"endpoint {endpoint!r}: expected {', '.join(SCHEMES)}")
+
+
+def endpoint_of(address: str, *, encrypted: bool) -> str:
+    """An endpoint from unix:PATH, HOST:PORT, or one that says its scheme already."""
+    if address.startswith(SCHEMES):
+        return address
+    return f"{'grpcs' if encrypted else 'grpc'}://{address}"
 
 
 def channel_to(endpoint: str, *, tls: Tls | None = None, allow_insecure: bool = False, keepalive_s: float = KEEPALIVE_S,

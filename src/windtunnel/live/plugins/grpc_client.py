@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -80,3 +81,8 @@ class GrpcPlugin:
         except grpc.aio.AioRpcError as error:
             kind = CODES.get(error.code(), PluginRaisedError)
             raise kind(f"{self.endpoint} {method}: {error.details() or error.code().name.lower()}") from None
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            raise PluginConnectionError(f"{self.endpoint} {method}: closed while it was asked") from None

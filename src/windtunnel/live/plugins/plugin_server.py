@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import hmac
 import inspect
+import signal
+from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -11,6 +14,7 @@ import grpc
 from windtunnel.errors import PlanContractError, PluginSerializationError
 from windtunnel.live.plugins import planner_pb2
 from windtunnel.live.plugins import planner_pb2_grpc as rpc
+from windtunnel.live.plugins.announce import Announcer
 from windtunnel.live.plugins.bridge import from_proto, to_proto
 from windtunnel.live.plugins.endpoint import Tls, bind, close_to_others, options
 from windtunnel.policy.planning.contract import PredictResponse, StageResponse
@@ -62,7 +66,7 @@ class PluginServicer(rpc.PlannerPluginServicer):
     async def _known(self, context: Any) -> None:
         if self._token is not None:
             sent = dict(context.invocation_metadata() or ()).get("authorization", "")
-            if sent != f"Bearer {self._token}":
+            if not hmac.compare_digest(sent.encode(), f"Bearer {self._token}".encode()):
                 await context.abort(grpc.StatusCode.UNAUTHENTICATED, "auth_failed")
 
     async def _answer(self, name: str, request: Any, context: Any, kind: type) -> Any:
@@ -95,18 +99,37 @@ async def start(plugin: Any, listen: str, *, token: str | None = None, tls: Tls 
     return server
 
 
-def serve(plugin: Any, listen: str, *, token: str | None = None, tls: Tls | None = None, allow_insecure: bool = False) -> None:
-    """Serve a plugin until the process is interrupted."""
+def serve(plugin: Any, listen: str, *, token: str | None = None, tls: Tls | None = None, allow_insecure: bool = False,
+          announcer: Callable[[], Announcer] | None = None) -> None:
+    """Serve a plugin until the process is interrupted or terminated; it takes its leave of the planner first.
 
-    async def main() -> None:
-        server = await start(plugin, listen, token=token, tls=tls, allow_insecure=allow_insecure)
-        print(f"planner plugin {type(plugin).__name__} at {listen}", flush=True)
-        try:
-            await server.wait_for_termination()
-        finally:
-            await server.stop(GRACE_S)
+    announcer: makes what keeps it registered, if it registers itself. Raises PluginRefusedError if the planner does not want it.
+    """
+    asyncio.run(_serve(plugin, listen, announcer, token=token, tls=tls, allow_insecure=allow_insecure))
+    print("stopped", flush=True)
 
+
+async def _serve(plugin: Any, listen: str, announcer: Callable[[], Announcer] | None, **how: Any) -> None:
+    loop, asked = asyncio.get_running_loop(), asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, asked.set)
+    server = await start(plugin, listen, **how)
+    print(f"planner plugin {type(plugin).__name__} at {listen}", flush=True)
+    told = None if announcer is None else announcer()
     try:
-        asyncio.run(main())
-    except KeyboardInterrupt:
-        print("stopped")
+        await _until(asked, told)
+    finally:
+        if told is not None:
+            await told.aclose()
+        await server.stop(GRACE_S)
+
+
+async def _until(asked: asyncio.Event, told: Announcer | None) -> None:
+    """Until somebody asks to stop; an announcer that is refused ends it, too."""
+    tasks = [asyncio.create_task(asked.wait()), *([asyncio.create_task(told.run())] if told is not None else [])]
+    done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in pending:
+        task.cancel()
+    await asyncio.gather(*pending, return_exceptions=True)
+    for task in done:
+        task.result()

@@ -186,6 +186,20 @@ class TrafficMeter:
         self._forget(last, tick_at)
         return merge_windows([self.base(k) for k in range(last - n, last)], n * self.window_s, min_coverage)
 
+    def remember(self, keep_s: float, now: float) -> None:
+        """From now on keep windows for at least `keep_s`; those that were forgotten before are unknown, not zero."""
+        keep, newest = max(1, round(keep_s / self.window_s)) + 1, self._index(now)
+        if keep > self.keep:
+            self._unread.update(range(max(0, newest - keep), newest - self.keep))
+            self.keep = keep
+
+    def history(self, length_s: float, now: float) -> list[TrafficMetrics]:
+        """Known windows of `length_s` that are over and not yet forgotten, oldest first."""
+        n, newest = max(1, round(length_s / self.window_s)), self._index(now)
+        starts = range(newest - n * min(self.keep // n, newest // n), newest, n) if newest > 0 else range(0)
+        merged = (merge_windows([self.base(k) for k in range(start, start + n)], n * self.window_s) for start in starts)
+        return [window for window in merged if window is not None]
+
     def base(self, k: int) -> TrafficMetrics | None:
         """Window k of the grid; None if it was not read."""
         if k < 0 or k in self._unread:

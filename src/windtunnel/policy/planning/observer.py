@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -30,6 +30,8 @@ class Observer(Protocol):
     def handle(self, event: Event, now: float) -> None: ...
     def report(self, component: str, report: ForwardPass) -> None: ...
     def observe(self, tick_at: float, pull: Pull, live: Mapping[str, Collection[str]]) -> Observed: ...
+    def remember(self, longest_s: float, now: float) -> None: ...
+    def history(self, window_s: float, now: float) -> Sequence[TrafficMetrics]: ...
 
 
 class FleetObserver:
@@ -50,6 +52,14 @@ class FleetObserver:
 
     def handle(self, event: Event, now: float) -> None:
         self.traffic.handle(event, now)
+
+    def remember(self, longest_s: float, now: float) -> None:
+        """Somebody with a longer window joined."""
+        self.traffic.remember(longest_s, now)
+
+    def history(self, window_s: float, now: float) -> Sequence[TrafficMetrics]:
+        """What is still known of the past, in windows of `window_s`, oldest first; changes nothing."""
+        return self.traffic.history(window_s, now)
 
     def report(self, component: str, report: ForwardPass) -> None:
         self.fpm.report(component, report)

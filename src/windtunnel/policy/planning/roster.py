@@ -16,6 +16,7 @@ from windtunnel.policy.planning.plugin import Registration
 
 PLUGIN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 VERSION = re.compile(r"\d+\.\d+", re.ASCII)
+BUILTIN_PREFIX = "builtin_"
 EPSILON = 1e-9
 
 
@@ -122,7 +123,8 @@ class Roster:
 
     def refusal(self, reg: Registration, *, external: bool = False) -> str:
         """Why it may not register, the first failure in the order of the checks; "" if it may. external: also its protocol version."""
-        return (self._version(reg.protocol_version) if external else "") or self._fields(reg) or self._window(reg) or (
+        wrong = (self._version(reg.protocol_version) if external else "") or self._fields(reg) or self._reserved(reg, external)
+        return wrong or self._window(reg) or (
             "duplicate_plugin_id: must Unregister before re-Register" if reg.plugin_id in self.entries else "")
 
     def register(self, reg: Registration, now: float, subject: str = "", plugin: Any = None, *, external: bool = False,
@@ -186,6 +188,10 @@ class Roster:
         if not _numbers(low) <= _numbers(version) <= _numbers(high):
             return f"protocol_version_unsupported: requested={version}, supported=[{low},{high}]"
         return ""
+
+    def _reserved(self, reg: Registration, external: bool) -> str:
+        reserved = external and reg.plugin_id.startswith(BUILTIN_PREFIX)
+        return f"invalid_field: plugin_id: {BUILTIN_PREFIX} is reserved" if reserved else ""
 
     def _window(self, reg: Registration) -> str:
         window, scale = reg.observation_window_s, self.settings.scale_interval_s

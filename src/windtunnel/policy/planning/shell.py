@@ -33,6 +33,7 @@ from windtunnel.policy.planning.contract import ObservationData, PipelineContext
 from windtunnel.policy.planning.demand import grid_index
 from windtunnel.policy.planning.diagnostics import PREDICT, TickDiagnostics, describe, merge_reasons, newly_scored
 from windtunnel.policy.planning.observer import FleetObserver, Observer
+from windtunnel.policy.planning.outside import Outside
 from windtunnel.policy.planning.pipeline import Pipeline, Ticking, TickOutcome, answer_inline
 from windtunnel.policy.planning.plain import answer_of, registration_of
 from windtunnel.policy.planning.plugin import Attached, Registration
@@ -78,6 +79,7 @@ class PipelinePlanner:
         self.pending = PendingGuard(settings.load.interval_s)
         self.plugins: dict[str, Any] = {}  # in-process ones, by id
         self.call_models: dict[str, Any] = {}
+        self.outside: Outside | None = None  # for a live driver
         self.generation = 0
         self._waiting: Callable[[], int] = lambda: 0
         self._t0, self._last_k, self.ticks, self.missed = 0.0, 0, 0, 0
@@ -186,6 +188,7 @@ class PipelinePlanner:
             self.journal.count("registrations_total", "refused")
             self.journal.add("registration_refused", str(reg.plugin_id), reason=refused.message)
             raise
+        self.observer.remember(entry.window_s, now)
         if transport == "inline":
             self.plugins[reg.plugin_id] = plugin
             if hasattr(plugin, "waiting"):
