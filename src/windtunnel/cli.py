@@ -111,15 +111,15 @@ def run_cli(tokens: list[str]) -> int:
 
 def _register() -> None:
     """The commands live by topic; importing the topics registers them, and each imports what it needs only when it runs."""
-    from windtunnel import cli_calibrate, cli_live, cli_run, cli_tools
+    from windtunnel import cli_calibrate, cli_live, cli_planner, cli_run, cli_tools
 
-    del cli_calibrate, cli_live, cli_run, cli_tools
+    del cli_calibrate, cli_live, cli_planner, cli_run, cli_tools
 
 
 def _name(tokens: Sequence[str]) -> str:
     words: list[str] = []
     for token in tokens[:2]:
-        if token.startswith("-") or (words and words[0] not in ("scenario", "trace", "engine")):
+        if token.startswith("-") or (words and words[0] not in ("scenario", "trace", "engine", "planner")):
             break
         words.append(token)
     return " ".join(words)

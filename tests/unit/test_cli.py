@@ -231,7 +231,7 @@ def commands() -> list[list[str]]:
 def test_the_commands_are_these() -> None:
     assert {" ".join(c) for c in commands()} == {
         "run", "compare", "show", "report", "replay", "drive", "calibrate", "engine up", "engine down", "engine list", "scenario check",
-        "scenario list", "scenario show", "schema", "trace card", "stop", "doctor"}
+        "scenario list", "scenario show", "schema", "trace card", "stop", "doctor", "planner explain", "planner audit"}
 
 
 @pytest.mark.parametrize("command", commands(), ids=" ".join)
@@ -244,7 +244,8 @@ def test_CC_5_help_fits_80_columns_with_one_example(command: list[str], capsys: 
     assert out.count("Example: windtunnel " + " ".join(command)) == 1
 
 
-@pytest.mark.parametrize("command", [c for c in commands() if c[0] not in ("engine", "show", "report", "replay", "drive", "calibrate")], ids=" ".join)
+@pytest.mark.parametrize("command", [c for c in commands() if c[0] not in ("engine", "show", "report", "replay", "drive", "calibrate")
+                                     and c != ["planner", "audit"]], ids=" ".join)
 def test_CC_5_examples_run(command: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     cli.run_cli([*command, "--help"])
@@ -297,3 +298,36 @@ def test_CC_6_a_closed_pipe_is_quiet() -> None:
     done = subprocess.run(["bash", "-c", f'{sys.executable} -c "from windtunnel.cli import main; main()" schema | head -c 10 >/dev/null'],
                           capture_output=True, timeout=60)
     assert done.stderr == b""
+
+
+def test_planner_explain_tells_a_scenario_a_run_and_an_audit(capsys: pytest.CaptureFixture[str], tmp_path: Path,
+                                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    sets = ["--set", "duration_s=120", "--set", "warmup_s=0"]
+    code, doc, _ = called(capsys, "planner", "explain", "burst-diurnal", *sets)
+    assert code == 0 and doc["command"] == "planner explain" and doc["result"]["planner"] == "rate" and doc["result"]["ticks"] == 12
+    assert cli.run_cli(["run", "burst-diurnal", *sets, "--record", "decisions", "--out", str(tmp_path / "run")]) == 0
+    assert cli.run_cli(["planner", "audit", str(tmp_path / "run"), str(tmp_path / "audit.jsonl")]) == 0
+    capsys.readouterr()
+    for where in (tmp_path / "run", tmp_path / "audit.jsonl"):
+        code, again, _ = called(capsys, "planner", "explain", where)
+        assert code == 0 and again["result"]["timeline"] == doc["result"]["timeline"]
+    code, tick, _ = called(capsys, "planner", "explain", tmp_path / "run", "--tick", 7)
+    assert code == 0 and tick["result"]["tick"]["tick"] == 7
+    code, part, _ = called(capsys, "planner", "explain", tmp_path / "run", "--since", 50, "--until", 70)
+    assert (part["result"]["timeline"][0]["first"], part["result"]["timeline"][-1]["last"]) == (5, 7)
+
+
+@pytest.mark.parametrize(("words", "code", "said"), [
+    (["burst-diurnal@for_the_peak"], 2, "has no planner to explain"), (["nope"], 2, 'no scenario "nope"'), (["gone.jsonl"], 3, "no such file"),
+    (["RUN", "--tick", "99"], 2, "no tick 99"), (["RUN", "--pool", "x"], 2, 'no pool "x"'), (["RUN", "--seed", "0"], 2, "--seed is for scenarios"),
+    (["RUN", "--set", "a=1"], 2, "--set is for scenarios"), (["FEW"], 3, "need record: decisions"), (["RUN", "--tick", "x"], 2, "x")])
+def test_planner_explain_refuses_in_one_sentence(words: list[str], code: int, said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path,
+                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.chdir(tmp_path)
+    for name, level in (("RUN", "decisions"), ("FEW", "requests")):
+        if name in words:
+            Scenario.load("burst-diurnal").with_({"duration_s": 20.0, "warmup_s": 0.0, "record": level}).run().save(tmp_path / name)
+    got, doc, _ = called(capsys, "planner", "explain", *words)
+    assert got == code and said in doc["error"]["message"]

@@ -124,7 +124,6 @@ def plans_of(decisions: pd.DataFrame) -> pd.DataFrame:
     """The rows of a planner's ticks, `detail` unpacked into columns: t_s, pool, then what the planner told of the tick."""
     rows = decisions[decisions["effect"] == "plan"]
     told = [json.loads(text) for text in rows["detail"]]
-    out = pd.DataFrame(told, index=range(len(rows)))
-    out.insert(0, "t_s", rows["t_s"].to_numpy())
-    out.insert(1, "pool", rows["pool"].astype(object).to_numpy())
-    return out
+    pools = rows["pool"].astype(object).where(rows["pool"].notna(), None)
+    return pd.DataFrame([{"t_s": t, "pool": pool} | {k: v for k, v in row.items() if k != "pool"}
+                         for t, pool, row in zip(rows["t_s"], pools, told, strict=True)])
