@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -80,7 +81,7 @@ def test_equal_ticks_are_folded_and_moves_are_not() -> None:
     assert len(stretches) < 30
     moves = [s for s in stretches if s.move]
     assert all(s.first == s.last and s.planned != s.baseline for s in moves) and len(moves) == 6
-    assert all(a.key != b.key for a, b in zip(stretches, stretches[1:], strict=False) if not (a.move or b.move))
+    assert all(a.key != b.key for a, b in pairwise(stretches) if not (a.move or b.move))
     told = {(m.baseline, m.planned) for m in moves}
     rows = [t["components"]["agg"] for t in log.ticks]
     assert told == {(r["baseline"], r["planned"]) for r in rows if r["baseline"] != r["planned"]}

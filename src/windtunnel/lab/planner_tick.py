@@ -17,8 +17,8 @@ AFTER = {"propose": "proposed", "reconcile": "reconciled", "constrain": "constra
 SEEN = (("rps", "demand {} requests/s"), ("isl", "prompt {} tokens"), ("osl", "output {} tokens"), ("ttft_s", "TTFT {} s"), ("itl_s", "ITL {} s"),
         ("kv_hit_rate", "cache hits {}"), ("coverage", "coverage {}"), ("queued_prefill_tokens", "{} prompt tokens queued"),
         ("queued_decode_kv_tokens", "{} KV tokens queued"))
-TELLING = frozenset({"tie_broken", "bounds_conflict", "set_dropped", "final_used", "final_ignored", "negative_clamped", "boundary_changed", "hold_expired",
-                     "answer_discarded", "circuit_opened", "circuit_half_opened", "circuit_closed", "scale_up_stuck", "replica_lost",
+TELLING = frozenset({"tie_broken", "bounds_conflict", "set_dropped", "final_used", "final_ignored", "negative_clamped", "boundary_changed",
+                     "hold_expired", "answer_discarded", "circuit_opened", "circuit_half_opened", "circuit_closed", "scale_up_stuck", "replica_lost",
                      "manual_edit_seen", "plan_superseded", "rollout_step", "evicted", "cache_cleared"})
 
 

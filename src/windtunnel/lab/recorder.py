@@ -1,8 +1,8 @@
 """The recorder: what happened and what was decided, appended to columns as it happens, by record level.
 
 `requests`: one row per original request, at its last end; `decisions`: also one row per effect except WakeAt and Note, one per pool and
-tick of a planner, and the planner's notes; `full`: also those, all notes, the engines' steps and the log. A step costs about a microsecond at level `requests`: dictionary look-ups and one tuple per
-request, turned into typed columns every few thousand rows.
+tick of a planner, and the planner's notes; `full`: also those, all notes, the engines' steps and the log. A step costs about a
+microsecond at level `requests`: dictionary look-ups and one tuple per request, turned into typed columns every few thousand rows.
 """
 
 from __future__ import annotations

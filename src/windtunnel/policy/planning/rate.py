@@ -209,7 +209,8 @@ class RateBased:
         baseline, rate_rps = self._baseline(), self._demand.rate_rps(tick_at)
         capacity_rps = config.capacity_rps if config.capacity_rps is not None else self._capacity.rps
         self._last = {
-            "at_s": now, "pool": self.pool.name, "tick": self._ticks, "tick_at_s": tick_at, "missed": self._missed, "rate_rps": rate_rps, "capacity_rps": capacity_rps,
+            "at_s": now, "pool": self.pool.name, "tick": self._ticks,
+            "tick_at_s": tick_at, "missed": self._missed, "rate_rps": rate_rps, "capacity_rps": capacity_rps,
             "waiting": waiting, "baseline": baseline, "ready": len(self._ready), "starting": len(self._starting), "wanted": None,
             "planned": baseline,
         }
