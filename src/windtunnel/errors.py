@@ -94,9 +94,9 @@ class ConfigInfeasibleError(ConfigError):
 class ConfigNeedsError(ConfigError):
     """A policy needs an observation that this world cannot give."""
 
-    def __init__(self, need: str, policy: str, world: str) -> None:
+    def __init__(self, need: str, policy: str, world: str, *, hint: str = "") -> None:
         self.need, self.policy, self.world = need, policy, world
-        super().__init__(f'{policy} needs "{need}", which the {world} world does not give')
+        super().__init__(f'{policy} needs "{need}", which the {world} world does not give', hint=hint)
 
 
 class ConfigUnknownModelError(ConfigError):

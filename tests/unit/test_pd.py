@@ -9,14 +9,16 @@ from typing import Any
 import pytest
 
 from windtunnel import effects as fx
-from windtunnel.errors import ConfigInfeasibleError, ConfigValueError, PolicyError
-from windtunnel.events import Arrived, Cancelled, Request, Truth, Woke
+from windtunnel.errors import ConfigInfeasibleError, ConfigNeedsError, ConfigValueError, PolicyError
+from windtunnel.events import Arrived, Cancelled, Commanded, HandedOver, ReplicaReady, Request, Truth, Woke
 from windtunnel.lab.build import build_control, pool_facts
 from windtunnel.lab.control_spec import ControlSpec
 from windtunnel.lab.history import violations
-from windtunnel.lab.recorder import wants_of
+from windtunnel.lab.recorder import Recorder, wants_of
 from windtunnel.lab.run import Run
 from windtunnel.lab.worlds import Simulated
+from windtunnel.live.driver import LiveDriver
+from windtunnel.live.fleet import LiveFleet
 from windtunnel.sim.engine import EngineConfig
 from windtunnel.sim.faults import Fault
 from windtunnel.sim.fleet import FleetConfig, Pool
@@ -132,18 +134,9 @@ def test_network_both_ways_is_in_ttft_and_hand_over_is_told_late() -> None:
 # -- the ledger and the router ---------------------------------------------------------------------------------------------------------
 
 
-def effects_and_events(run: Run) -> list[str]:
-    from windtunnel.lab.logread import LogReader
-
-    assert run.tables.log is not None
-    return [step.event["e"] for step in LogReader(run.tables.log).steps()]
-
-
 def test_RT_61_prefill_ends_at_hand_over_and_decode_counts_from_the_start() -> None:
     config = fleet(1, 2)
     control = build_control(ControlSpec.model_validate({"preset": "open", "routing": {"kind": "pairs"}}), pool_facts(config))
-    from windtunnel.events import HandedOver, ReplicaReady
-
     for name, role in (("prefill-0", "prefill"), ("decode-0", "decode"), ("decode-1", "decode")):
         control.handle(ReplicaReady(name, role, role, slots=8), 0.0)
     [sent] = control.handle(Arrived(Request("a", "t", "m", 0, 0.0, 100, 50)), 0.0)
@@ -267,8 +260,6 @@ def test_SP_3_what_the_decode_side_can_never_hold_is_refused_before_its_prefill(
 
 
 def test_a_draining_side_finishes_what_it_was_promised() -> None:
-    from windtunnel.events import Commanded
-
     class Drains(Script):
         def handle(self, what: Any, now: float) -> list[Any]:
             self._left -= isinstance(what, Woke)
@@ -276,7 +267,8 @@ def test_a_draining_side_finishes_what_it_was_promised() -> None:
 
     config = fleet(2, 2, bandwidth=SLOW)
     for at_s in (0.002, 0.5, 1.05):
-        control = build_control(ControlSpec.model_validate({"preset": "open", "routing": {"kind": "pairs"}}), pool_facts(config), wants=wants_of("full"))
+        spec = ControlSpec.model_validate({"preset": "open", "routing": {"kind": "pairs"}})
+        control = build_control(spec, pool_facts(config), wants=wants_of("full"))
         run = Simulated(config, record="full", check=True).run(control, Drains([(0.0, "a", 90, 50)], [(at_s, "")]))
         assert (row(run, "a")["outcome"], row(run, "a")["replica"]) == ("success", "decode-0")
         gone = run.replicas.set_index("replica").gone_s
@@ -291,3 +283,23 @@ def test_replies_that_fail_at_either_side() -> None:
         assert (row(run, "a")["outcome"], row(run, "a")["reason"]) == ("provider_failure", "http_500")
     run = fly(fleet(), [(0.1, "a", 90, 5)], faults=[Fault("errors", at_s=0.0, pool="prefill", status=500, after="first_token")])
     assert row(run, "a")["outcome"] == "provider_failure"
+
+
+# -- the live world --------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_live_world_refuses_a_router_of_pairs_with_one_clear_error() -> None:
+    control = build_control(ControlSpec.model_validate({"routing": {"kind": "pairs"}}), pool_facts(fleet()))
+    live = LiveFleet.model_validate({"name": "x", "pools": {"prefill": {"engine": "mock", "role": "prefill"}, "decode": {"engine": "mock", "role": "decode"}}})
+    with pytest.raises(ConfigNeedsError, match='a router that splits prefill and decode needs "handover", which the live world does not give'):
+        LiveDriver(control, Script([]), live, Recorder("full"))
+
+
+def test_SV_4_a_cancel_takes_the_same_way_as_its_dispatch() -> None:
+    config = FleetConfig({"chat": Pool("chat", "m", "h100_sxm", EngineConfig(), MODEL, 1)}, 0.01)
+    control = build_control(ControlSpec(), pool_facts(config))
+    run = Simulated(config, record="full", check=True).run(control, Script([(0.0, "a", 90, 500), (0.0, "b", 90, 5)], [(0.005, "a")]))
+    assert violations(run) == []
+    assert row(run, "a")["outcome"] == "local_cancelled"
+    assert control.late_events == 0
+    assert run.replicas.output_tokens.sum() < 10  # it does not run on

@@ -17,7 +17,8 @@ RAW = ("request_id", "tenant", "priority", "model", "turn", "phase", "intended_s
        "first_token_s", "ended_s", "input_tokens", "output_tokens", "cached_tokens", "replica", "prefill_replica", "outcome", "reason",
        "attempts", "deadline_s", "wasted_tokens", "engine")
 _TURN = (("session", "session"), ("parent_session", "parent"), ("root_session", "root"), ("depth", "depth"), ("turn", "index"))
-_ENGINE = ("preemptions", "recomputed_tokens", "swapped_blocks", "kv_wait_s", "kv_transfer_s", "kv_bytes", "reasoning_tokens", "tokens_source", "ttfo_s")
+_ENGINE = ("preemptions", "recomputed_tokens", "swapped_blocks", "kv_wait_s", "kv_transfer_s", "kv_bytes",
+           "reasoning_tokens", "tokens_source", "ttfo_s")
 _KIND = {c.name: c.kind for c in tables.REQUESTS}
 _TYPES = {name: pa.string() if _KIND[name] == "word" else tables.TYPES[_KIND[name]] for name in _KIND}
 

@@ -86,6 +86,9 @@ class LiveDriver:
         if mode == "shadow" and self.sources:
             raise ConfigValueError("sources", "a shadow has none: its events are posted by the world that serves the traffic")
         needs = control.needs.union(*(s.needs for s in self.sources))
+        if "handover" in needs:
+            raise ConfigNeedsError("handover", "a router that splits prefill and decode", "live",
+                                   hint="engines move KV among themselves: send to one pool of role agg, or fly this in simulation")
         if needs - GIVES:
             raise ConfigNeedsError(sorted(needs - GIVES)[0], "the control or a source", "live")
         self._gate = Gate(mode, caps, scaling and mode == "armed", Usage(fleet.prices()))

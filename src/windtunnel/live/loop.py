@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from windtunnel import effects as fx
 from windtunnel.effects import Effect
-from windtunnel.errors import ScalerRefused
+from windtunnel.errors import PolicyError, ScalerRefused
 from windtunnel.events import (
     Arrived,
     Cancelled,
@@ -202,6 +202,8 @@ class ControlLoop:
 
     def _dispatch(self, effect: fx.Dispatch) -> None:
         request, dry = effect.request, self.gate.mode != "armed"
+        if effect.prefill is not None:
+            raise PolicyError(f"request {request.id!r} was to be prefilled on {effect.prefill!r}: the live world does not split prefill and decode")
         replica = self.watch.current.get(effect.replica)
         failed: Failed | None = None
         if request.id in self._banished:

@@ -73,8 +73,8 @@ class Control:
         self._on = {
             Arrived: flow.arrived, Finished: flow.finished, Failed: flow.failed, Cancelled: flow.cancelled, FirstToken: flow.first_token,
             ReplicaBooting: self._booting, ReplicaReady: self._ready, ReplicaGone: self._gone, Scraped: self._scraped, Woke: self._woke,
-            Commanded: self._commanded, HandedOver: flow.handed_over, Started: self._ignored, Progressed: flow.progressed, PoolsObserved: self._ignored,
-            ScaleAnswered: self._ignored, Answered: self._ignored, StepReported: self._ignored,
+            Commanded: self._commanded, HandedOver: flow.handed_over, Started: self._ignored, Progressed: flow.progressed,
+            PoolsObserved: self._ignored, ScaleAnswered: self._ignored, Answered: self._ignored, StepReported: self._ignored,
         }
 
     def handle(self, event: Event, now: float) -> Sequence[Effect]:

@@ -95,7 +95,8 @@ class SimDriver:
         self.seq = self.ended = 0
         self.error: WindtunnelError | None = None
         self._apply: dict[type, Callable[[Any], None]] = {
-            fx.Dispatch: self._dispatch if fleet.network_s else self._submit, fx.Cancel: self._cancel, fx.WakeAt: self._wake_control,
+            fx.Dispatch: self._dispatch if fleet.network_s else self._submit, fx.WakeAt: self._wake_control,
+            fx.Cancel: self._cancel_far if fleet.network_s else self._cancel,
             fx.Reject: self._ended, fx.Close: self._ended, fx.ScaleTo: self.fleet.scale_to, fx.Drain: self.fleet.drain,
             fx.Ask: self._ask,
         }
@@ -259,11 +260,18 @@ class SimDriver:
             self._deliver(event)
 
     def _cancel(self, effect: fx.Cancel) -> None:
-        if self.handoffs is not None and self.handoffs.cancel(effect):
-            return
-        replica = self.fleet.replicas.get(effect.replica)
-        if replica is None or not replica.engine.cancel(effect.request_id, effect.dispatch):
+        if not self._let_go(effect):
             self._back(Failed(effect.request_id, effect.dispatch, effect.replica, "local_cancelled", effect.reason))
+
+    def _cancel_far(self, effect: fx.Cancel) -> None:
+        """Behind its dispatch on the same way; an engine that does not know the attempt any more has answered it already."""
+        self.agenda.at(self.agenda._now + self._network_s, ARRIVAL, lambda _: self._let_go(effect))
+
+    def _let_go(self, effect: fx.Cancel) -> bool:
+        if self.handoffs is not None and self.handoffs.cancel(effect):
+            return True
+        replica = self.fleet.replicas.get(effect.replica)
+        return replica is not None and replica.engine.cancel(effect.request_id, effect.dispatch)
 
     def _wake_control(self, effect: fx.WakeAt) -> None:
         self._wake("control", effect)

@@ -221,7 +221,8 @@ class Fleet:
         raises PolicyError as `sent` does."""
         p = self.replicas.get(prefill)
         if p is None or prefill == id:
-            raise PolicyError(f"request {request.id!r} cannot be prefilled on {prefill!r} for {id!r}: {'no such replica' if p is None else 'one replica'}")
+            why = "no such replica" if p is None else "it is the same replica"
+            raise PolicyError(f"request {request.id!r} cannot be prefilled on {prefill!r} for {id!r}: {why}")
         charge = self.sent(request, id, now, dispatch)
         self._hold_no_prompt(request.id)
         tokens = p.tokens.input() if request.input_tokens is None else request.input_tokens

@@ -59,7 +59,9 @@ class Intake(Members):
         slot = config.slot_tokens
         if (config.max_model_len is not None and whole > config.max_model_len) or (slot is not None and (a.prompt >= slot or whole > slot)):
             return "context_length_exceeded"
-        stored = a.prompt + a.output - (a.output > 0) + self.width - 1 if config.role != "prefill" else a.prompt  # the last token's KV is never stored; drafts may go beyond it
+        stored = a.prompt + a.output - (a.output > 0) + self.width - 1  # the last token's KV is never stored; drafts may go beyond it
+        if config.role == "prefill":
+            stored = a.prompt
         if self.kv.total is not None and self.kv.blocks_for(stored) > self.kv.total:
             return "kv_capacity_exceeded"
         if config.admission == "peak" and self.kv.total is not None and whole >= self.kv.total * self.kv.size:
