@@ -134,7 +134,7 @@ def show(directory: Path, /) -> Answer:
 
 
 @app.command
-def report(directory: Path, file: Path, /) -> Answer:
+def report(directory: Path, file: Path, /, *, planner: bool = False) -> Answer:
     """Write the HTML report of a saved run.
 
     Example: `windtunnel report out/azure out/azure.html`
@@ -142,10 +142,11 @@ def report(directory: Path, file: Path, /) -> Answer:
     Args:
         directory: Where `run --out` saved it.
         file: The HTML file to write.
+        planner: Insist on the planner's part, which is there anyway if one ran.
     """
     from windtunnel.lab.run import Run
 
-    written = Run.load(directory).report(file)
+    written = Run.load(directory).report(file, planner=planner or None)
     return Answer({"report": str(written), "bytes": written.stat().st_size}, str(written))
 
 

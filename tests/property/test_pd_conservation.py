@@ -79,7 +79,8 @@ def test_SP_3_everything_ends_once_and_both_sides_are_empty(
         assert (r.in_flight, r.in_flight_tokens, r.prefill_tokens) == (0, 0, 0)
     driver = flight._driver
     seq = driver.seq
-    while not driver.agenda.run_some(256, lambda: driver.agenda.now > 70.0):
+    driver.agenda.over = lambda: driver.agenda.now > 70.0
+    while not driver.agenda.run_some(256):
         pass  # what the control has given up may still run to its end
     handoffs = driver.handoffs
     assert handoffs is not None and not handoffs._trips and not handoffs.links._flows

@@ -290,7 +290,7 @@ def test_replies_that_fail_at_either_side() -> None:
 
 def test_the_live_world_refuses_a_router_of_pairs_with_one_clear_error() -> None:
     control = build_control(ControlSpec.model_validate({"routing": {"kind": "pairs"}}), pool_facts(fleet()))
-    live = LiveFleet.model_validate({"name": "x", "pools": {"prefill": {"engine": "mock", "role": "prefill"}, "decode": {"engine": "mock", "role": "decode"}}})
+    live = LiveFleet.model_validate({"name": "x", "pools": {role: {"engine": "mock", "role": role} for role in ("prefill", "decode")}})
     with pytest.raises(ConfigNeedsError, match='a router that splits prefill and decode needs "handover", which the live world does not give'):
         LiveDriver(control, Script([]), live, Recorder("full"))
 

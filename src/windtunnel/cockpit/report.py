@@ -10,11 +10,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
-from windtunnel.cockpit import figures, palette
+from windtunnel.cockpit import figures, html_parts, palette
 from windtunnel.cockpit.badge import badge
 from windtunnel.cockpit.figures.spec import FigureSpec
+from windtunnel.cockpit.planner_report import planner_section
 
 if TYPE_CHECKING:
     from windtunnel.lab.compare import Comparison
@@ -29,7 +28,7 @@ h1 {{ font-size: 26px; margin: 8px 0; }} h2 {{ font-size: 19px; margin: 36px 0 8
 table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; margin: 8px 0; max-width: 100%; }}
 caption {{ text-align: left; font-size: 13px; padding-bottom: 4px; }}
 th, td {{ padding: 4px 12px; border-bottom: 1px solid var(--rule); text-align: right; }}
-th:first-child, td:first-child {{ text-align: left; }} thead th {{ background: var(--soft); }}
+th:first-child, td:first-child, .words th, .words td {{ text-align: left; }} thead th {{ background: var(--soft); }}
 .grid {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(440px, 1fr)); gap: 16px; }}
 figure {{ margin: 0; break-inside: avoid; border: 1px solid var(--rule); border-radius: 6px; padding: 6px; min-width: 0; }}
 figcaption {{ font-size: 13px; padding: 0 10px 8px; }} pre {{ background: var(--soft); padding: 12px; overflow-x: auto; font-size: 12.5px; }}
@@ -47,10 +46,13 @@ for (const data of document.querySelectorAll("script[data-for]")) {
 """
 
 
-def run_report(run: Run, path: str | Path, *, baseline: Run | None = None) -> Path:
-    """Write the report of one run; figures with a pinned baseline if one is given."""
+def run_report(run: Run, path: str | Path, *, baseline: Run | None = None, planner: bool | None = None) -> Path:
+    """Write the report of one run; figures with a pinned baseline if one is given.
+
+    planner: with what the planner did; None: if one ran and was recorded; True raises if none was.
+    """
     body = [_head(run.meta.name, run), f'<p class="verdict">{escape(verdict(run))}</p>', _inputs(run), _summary(run)]
-    body += [_figures(run, baseline), _tenants(run), _replicas(run), _provenance(run)]
+    body += [_figures(run, baseline), _tenants(run), planner_section(run, planner), _replicas(run), _provenance(run)]
     return _write(path, run.meta.name, body)
 
 
@@ -121,12 +123,7 @@ def _figures(run: Run, baseline: Run | None, heading: bool = True) -> str:
 
 def _figure(spec: FigureSpec, box: str) -> str:
     traces = [{**t, "x": _plain(t["x"]), "y": _plain(t["y"])} for t in spec.plotly_traces()]
-    payload = json.dumps([traces, {**spec.layout(), "autosize": True}], allow_nan=False).replace("</", "<\\/")
-    label = escape(f"{spec.title}. {spec.text}", quote=True)
-    return (
-        f'<figure><div id="{box}" role="img" aria-label="{label}"></div><figcaption>{escape(spec.text)}</figcaption>'
-        f'<script type="application/json" data-for="{box}">{payload}</script></figure>'
-    )
+    return html_parts.figure(box, traces, spec.layout(), f"{spec.title}. {spec.text}", spec.text)
 
 
 def _plain(values: Any) -> list[float | None]:
@@ -137,13 +134,13 @@ def _tenants(run: Run) -> str:
     if run.requests["tenant"].nunique() < 2:
         return ""
     table = run.summary(by="tenant").by
-    return "" if table is None else f'<h2>Tenants</h2><div class="scroll">{_table(table, "one row per tenant")}</div>'
+    return "" if table is None else f'<h2>Tenants</h2><div class="scroll">{html_parts.table(table, "one row per tenant")}</div>'
 
 
 def _replicas(run: Run, heading: bool = True) -> str:
     wanted = ["replica", "pool", "gpu", "requested_s", "ready_s", "gone_s", "gone_reason", "requests", "busy_s", "preemptions", "usd"]
     table = run.replicas[[c for c in wanted if c in run.replicas]]
-    return ("<h2>Replicas</h2>" if heading else "") + f'<div class="scroll">{_table(table.head(50), "one row per replica life")}</div>'
+    return ("<h2>Replicas</h2>" if heading else "") + f'<div class="scroll">{html_parts.table(table.head(50), "one row per replica life")}</div>'
 
 
 def _provenance(run: Run, heading: bool = True) -> str:
@@ -152,14 +149,3 @@ def _provenance(run: Run, heading: bool = True) -> str:
     text = escape(run.meta.provenance or "no provenance recorded")
     block = f"<details><summary>resolved scenario</summary><pre>{yaml}</pre></details>" if yaml else ""
     return ("<h2>Provenance</h2>" if heading else "") + f'<p class="muted">step times: {text}</p>{block}'
-
-
-def _table(frame: pd.DataFrame, caption: str) -> str:
-    def cell(v: Any) -> str:
-        if v is None or v is pd.NA or (isinstance(v, float) and v != v):
-            return "–"
-        return f"{v:,.4g}" if isinstance(v, float) else escape(str(v))
-
-    head = "".join(f'<th scope="col">{escape(str(c))}</th>' for c in frame.columns)
-    rows = "".join("<tr>" + "".join(f"<td>{cell(v)}</td>" for v in row) + "</tr>" for row in frame.itertuples(index=False))
-    return f"<table><caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"

@@ -31,6 +31,18 @@ def build_pipeline_planner(spec: PlannerSpec, pools: Sequence[PoolFacts], *, wan
     names, models = {f.name for f in facts.values()}, {f.model for f in facts.values()}
     alone = {p.model for p in pools} == models
     mine: Callable[[Request], bool] | None = None if alone else lambda r: r.pool in names or (r.pool is None and r.model in models)
-    planner = PipelinePlanner(settings, (*builtins.attached, *more), frames, mine=mine, wants=wants, roster=spec.roster())
+    planner = PipelinePlanner(settings, (*builtins.attached, *more), frames, mine=mine, wants=wants, roster=spec.roster(settings))
     planner.outside = spec.outside()
     return planner
+
+
+def _pool_of(spec: PlannerSpec, role: str, pools: Sequence[PoolFacts]) -> PoolFacts:
+    """The fleet's pool of that role: the one that the block names, or the only one."""
+    entry = spec.pools.get(role)
+    fitting = [p for p in pools if p.role == role]
+    named = [p for p in fitting if entry is not None and p.name == entry.component]
+    fitting = named or fitting
+    if len(fitting) != 1:
+        known = ", ".join(f"{p.name} ({p.role})" for p in pools)
+        raise PlannerConfigError(f"planner.pools.{role}: expected one pool of role {role}, the fleet has {known}; name one as component")
+    return fitting[0]

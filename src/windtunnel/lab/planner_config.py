@@ -11,14 +11,16 @@ from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from windtunnel.errors import PlannerConfigError
 from windtunnel.lab.forecast_models import forecaster
-from windtunnel.lab.planner_outside import RegistrySpec, TlsSpec, outside_of
+from windtunnel.lab.kinds import Spec, planner_refused, spec_of
+from windtunnel.lab.planner_outside import RegistrySpec, outside_of
+from windtunnel.lab.planner_plugins import REFERENCE_PREFIX, PluginsSpec, Positive, Seconds
+from windtunnel.policy.param import BuildContext, PoolFacts
 from windtunnel.policy.planning.builtins import Builtins, build_plugins
-from windtunnel.policy.planning.contract import HoldPolicy, Stage
 from windtunnel.policy.planning.outside import Outside
 from windtunnel.policy.planning.perf_model import PerfModel
-from windtunnel.policy.planning.plugin import Attached, CallModel, Registration
+from windtunnel.policy.planning.plugin import Attached
 from windtunnel.policy.planning.roster import BUILTIN_PREFIX, RosterSettings
-from windtunnel.policy.planning.settings import PlannerSettings
+from windtunnel.policy.planning.settings import ROLES, PlannerSettings
 from windtunnel.policy.planning.settings_blocks import (
     BudgetSettings,
     LimitSettings,
@@ -33,103 +35,6 @@ from windtunnel.policy.planning.settings_blocks import (
     ThroughputSettings,
     refuse,
 )
-
-Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-
-
-class _Block(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-def _hold_policy(name: Any) -> Any:
-    return name.upper() if isinstance(name, str) else name
-
-
-class PluginEntry(_Block):
-    """What both kinds of plugins say. hold_policy: by name, any case; None takes the planner's default."""
-
-    plugin_id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$")
-    stage: Literal["predict", "propose", "reconcile", "constrain"]
-    priority: int = Field(default=100, ge=0, lt=2**31)
-    execution_interval_s: Seconds = 0.0
-    hold_policy: Annotated[Literal["ACCEPT_WHEN_IDLE", "HOLD_LAST"], BeforeValidator(_hold_policy)] = "ACCEPT_WHEN_IDLE"
-    hold_max_age_s: Positive | None = None
-    needs: tuple[str, ...] = ()
-    requires: tuple[str, ...] = ()
-    observation_window_s: Seconds = 0.0
-    timeout_s: Positive | None = None
-    failure_threshold: int | None = Field(default=None, ge=1)
-    cooldown_s: Positive | None = None
-
-    def registration(self, defaults: PluginDefaults, endpoint: str = "", offload: bool = False) -> Registration:
-        return Registration(
-            self.plugin_id, Stage(self.stage), self.priority, endpoint, execution_interval_s=self.execution_interval_s,
-            hold_policy=HoldPolicy[self.hold_policy], hold_max_age_s=self.hold_max_age_s, needs=self.needs, requires=self.requires,
-            observation_window_s=self.observation_window_s, timeout_s=defaults.timeout_s if self.timeout_s is None else self.timeout_s,
-            failure_threshold=defaults.failure_threshold if self.failure_threshold is None else self.failure_threshold,
-            cooldown_s=defaults.cooldown_s if self.cooldown_s is None else self.cooldown_s, offload=offload)
-
-
-class CallSpec(_Block):
-    """How calls go in a simulated world: seconds until the answer, share of calls that fail, and how."""
-
-    delay_s: Seconds = 0.0
-    failure_rate: float = Field(default=0.0, ge=0, le=1)
-    error: Literal["timeout", "connection", "unknown_method", "serialization", "raised"] = "connection"
-
-    def model(self) -> CallModel:
-        return CallModel(self.delay_s, self.failure_rate, self.error)
-
-
-class StandIn(_Block):
-    """The class that answers in a simulated world, and how calls of it go there."""
-
-    module: str
-    class_name: str = Field(alias="class")
-    kwargs: dict[str, Any] = {}
-    call: CallSpec = CallSpec()
-
-
-class InProcess(PluginEntry):
-    """A class that can be imported; `kwargs` go to it. call: how an offloaded one's calls go in a simulated world."""
-
-    module: str
-    class_name: str = Field(alias="class")
-    offload: bool = False
-    kwargs: dict[str, Any] = {}
-    call: CallSpec | None = None
-
-    def load(self, defaults: PluginDefaults) -> Attached:
-        """Raises PlannerConfigError if it cannot be imported or made, or lacks the method of its stage."""
-        made = made_of(self, f"planner.plugins.in_process.{self.plugin_id}", self.stage)
-        return Attached(self.registration(defaults, offload=self.offload), made, None if self.call is None else self.call.model())
-
-
-def made_of(what: Any, path: str, stage: str) -> Any:
-    """The plugin that an entry's module, class_name and kwargs say. Raises PlannerConfigError."""
-    try:
-        made = getattr(import_module(what.module), what.class_name)(**what.kwargs)
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise refuse(path, f"cannot make {what.module}.{what.class_name}: {error}") from error
-    if not callable(getattr(made, stage, None)):
-        raise refuse(path, f"{what.module}.{what.class_name} has no method {stage}")
-    return made
-
-
-class External(PluginEntry):
-    """A plugin in another process. token: env:NAME or file:PATH; tls: settings of the connection; stand_in: its class, for simulation."""
-
-    endpoint: str
-    token: str | None = Field(default=None, pattern=r"^(env|file):.+$")
-    tls: TlsSpec | None = None
-    stand_in: StandIn | None = None
-
-    def attached(self, defaults: PluginDefaults) -> Attached:
-        """Called at its endpoint in a live run; in a simulated one its stand-in answers."""
-        made = None if self.stand_in is None else made_of(self.stand_in, f"planner.plugins.external.{self.plugin_id}.stand_in", self.stage)
-        return Attached(self.registration(defaults, self.endpoint), made, None if self.stand_in is None else self.stand_in.call.model())
-
 
 
 def _spec(cls: type[Any]) -> Any:
@@ -242,23 +147,56 @@ class PlannerSpec(Spec):
                 if abs(ratio - round(ratio)) > 1e-6:
                     raise refuse(f"{path}.observation_window_s", f"expected a multiple of the scale interval {made.scale_interval_s:g}")
 
-    def build(self, perf_model: PerfModel | None = None) -> tuple[Builtins, tuple[Attached, ...]]:
-        """(built-in plugins, plugins of the block: in-process ones, then those elsewhere)."""
-        made = self.settings()
-        built = build_plugins(made, perf_model=perf_model, forecaster=forecaster(made.predictor))
-        own = tuple(entry.load(made.defaults) for entry in self.plugins.in_process)
-        return built, (*own, *(entry.attached(made.defaults) for entry in self.plugins.external))
+    def config(self) -> PlannerSpec:
+        """Itself: what a registered kind is built from."""
+        return self
+
+    def build(self, ctx: BuildContext) -> Any:
+        """The planner over the pools of `ctx`. Raises PlannerConfigError if a role has no pool, or several."""
+        from windtunnel.lab.planner_build import build_pipeline_planner
+
+        try:
+            return build_pipeline_planner(self, ctx.pools, wants=ctx.wants, slo=ctx.slo)
+        except PlannerConfigError as error:
+            raise PlannerConfigError(f"control.{error.message}" if error.message.startswith("planner.") else error.message) from None
+
+    def parts(self, settings: PlannerSettings, perf_model: PerfModel | None = None,
+              facts: Mapping[str, PoolFacts] | None = None) -> tuple[Builtins, tuple[Attached, ...]]:
+        """(built-in plugins, plugins of the block: in-process ones, then those elsewhere).
+
+        facts: whose known step times the built-in ones start from.
+        """
+        known = {role: [(s[0], s[1], s[2], s[3]) for s in f.steps] for role, f in (facts or {}).items() if f.steps}
+        built = build_plugins(settings, perf_model=perf_model, forecaster=forecaster(settings.predictor), known=known)
+        components = tuple(map(settings.component, settings.roles))
+        own = tuple(entry.load(settings.defaults) for entry in self.plugins.in_process)
+        elsewhere = tuple(entry.attached(settings.defaults) for entry in self.plugins.external)
+        return built, (*self.plugins.referenced(components), *own, *elsewhere)
 
     def outside(self) -> Outside:
         """What a live driver opens: connections and the registry."""
         return outside_of(self.plugins.external, self.registry)
 
-    def roster(self) -> RosterSettings:
+    def roster(self, settings: PlannerSettings) -> RosterSettings:
         """What registrations are measured by."""
-        made, r = self.settings(), self.registry
-        d = made.defaults
-        return RosterSettings(made.scale_interval_s, d.timeout_s, d.failure_threshold, d.cooldown_s, r.protocol_min, r.protocol_max,
+        r, d = self.registry, settings.defaults
+        return RosterSettings(settings.scale_interval_s, d.timeout_s, d.failure_threshold, d.cooldown_s, r.protocol_min, r.protocol_max,
                               r.heartbeat_timeout_s, r.missed_threshold)
+
+
+BLOCKS = ("budget", "throughput", "load", "predictor", "stabilise", "reconcile", "scheduling", "scaler")
+
+
+def _fields(block: Any) -> dict[str, Any]:
+    return {f.name: getattr(block, f.name) for f in dataclasses.fields(block)}
+
+
+def _slo(bounds: Mapping[str, float]) -> SloSettings:
+    """The bounds that a planner can size for; without any: its defaults."""
+    ttft_s, itl_s = bounds.get("ttft_s"), bounds.get("itl_s", bounds.get("tpot_s"))
+    if ttft_s is None and itl_s is None:
+        return SloSettings()
+    return SloSettings(None if ttft_s is None else ttft_s * 1000, None if itl_s is None else itl_s * 1000)
 
 
 _SPEC = TypeAdapter(PlannerSpec)

@@ -133,10 +133,16 @@ def _range(r: Range) -> str:
     return low if low == high else f"{low}–{high}"
 
 
+def plan_text(s: Stretch) -> str:
+    """ "2 → 4" or "hold 2"; ? is an unknown count."""
+    base, planned = ("?" if n is None else n for n in (s.baseline, s.planned))
+    return f"{base} → {planned}" if s.move else f"hold {planned}"
+
+
 def _plan(s: Stretch) -> str:
+    text = plan_text(s)
     if s.move:
-        return f"{'?' if s.baseline is None else s.baseline} → {s.planned}"
-    text = f"hold {'?' if s.planned is None else s.planned}"
+        return text
     wants = s.wanted
     if wants is None or (wants[0] == wants[1] == s.planned):
         return text

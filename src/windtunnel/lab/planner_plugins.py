@@ -8,12 +8,13 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer
 
 from windtunnel.lab.kinds import Spec, spec_of
+from windtunnel.lab.planner_outside import TlsSpec
 from windtunnel.policy.planning.contract import HoldPolicy, Stage
-from windtunnel.policy.planning.plugin import Attached, Registration
+from windtunnel.policy.planning.plugin import Attached, CallModel, Registration
 from windtunnel.policy.planning.reference import KedaLike, ReferenceHpa, ReferenceKpa
 from windtunnel.policy.planning.settings_blocks import PluginDefaults, refuse
 
-BUILTIN_PREFIX, REFERENCE_PREFIX = "builtin_", "reference_"
+REFERENCE_PREFIX = "reference_"
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 DefaultsSpec = spec_of(PluginDefaults)
@@ -49,12 +50,22 @@ class PluginEntry(Spec):
             cooldown_s=defaults.cooldown_s if self.cooldown_s is None else self.cooldown_s, offload=offload)
 
 
-class InProcess(PluginEntry):
+class CallSpec(Spec):
+    """How calls go in a simulated world: seconds until the answer, share of calls that fail, and how."""
+
+    delay_s: Seconds = 0.0
+    failure_rate: float = Field(default=0.0, ge=0, le=1)
+    error: Literal["timeout", "connection", "unknown_method", "serialization", "raised"] = "connection"
+
+    def model(self) -> CallModel:
+        return CallModel(self.delay_s, self.failure_rate, self.error)
+
+
+class Importable(Spec):
     """A class that can be imported; `kwargs` go to it."""
 
     module: str
     class_name: str = Field(alias="class")
-    offload: bool = False
     kwargs: dict[str, Any] = {}
 
     @model_serializer(mode="wrap")
@@ -62,24 +73,47 @@ class InProcess(PluginEntry):
         """Under the names that reading knows, however it is asked for."""
         return {"class" if key == "class_name" else key: value for key, value in handler(self).items()}
 
-    def load(self, defaults: PluginDefaults) -> Attached:
+    def made(self, path: str, stage: str) -> Any:
         """Raises PlannerConfigError if it cannot be imported or made, or lacks the method of its stage."""
-        path = f"planner.plugins.in_process.{self.plugin_id}"
         try:
             made = getattr(import_module(self.module), self.class_name)(**self.kwargs)
         except (ImportError, AttributeError, TypeError, ValueError) as error:
             raise refuse(path, f"cannot make {self.module}.{self.class_name}: {error}") from error
-        if not callable(getattr(made, self.stage, None)):
-            raise refuse(path, f"{self.module}.{self.class_name} has no method {self.stage}")
-        return Attached(self.registration(defaults, offload=self.offload), made)
+        if not callable(getattr(made, stage, None)):
+            raise refuse(path, f"{self.module}.{self.class_name} has no method {stage}")
+        return made
+
+
+class StandIn(Importable):
+    """The class that answers in a simulated world, and how calls of it go there."""
+
+    call: CallSpec = CallSpec()
+
+
+class InProcess(PluginEntry, Importable):
+    """A class that can be imported; `kwargs` go to it. call: how an offloaded one's calls go in a simulated world."""
+
+    offload: bool = False
+    call: CallSpec | None = None
+
+    def load(self, defaults: PluginDefaults) -> Attached:
+        """Raises PlannerConfigError if it cannot be imported or made, or lacks the method of its stage."""
+        made = self.made(f"planner.plugins.in_process.{self.plugin_id}", self.stage)
+        return Attached(self.registration(defaults, offload=self.offload), made, None if self.call is None else self.call.model())
 
 
 class External(PluginEntry):
-    """A plugin in another process. token: env:NAME or file:PATH; tls: settings of the connection."""
+    """A plugin in another process. token: env:NAME or file:PATH; tls: settings of the connection; stand_in: its class, for simulation."""
 
     endpoint: str
     token: str | None = Field(default=None, pattern=r"^(env|file):.+$")
-    tls: dict[str, Any] | None = None
+    tls: TlsSpec | None = None
+    stand_in: StandIn | None = None
+
+    def attached(self, defaults: PluginDefaults) -> Attached:
+        """Called at its endpoint in a live run; in a simulated one its stand-in answers."""
+        made = None if self.stand_in is None else self.stand_in.made(f"planner.plugins.external.{self.plugin_id}.stand_in", self.stage)
+        return Attached(self.registration(defaults, self.endpoint), made, None if self.stand_in is None else self.stand_in.call.model())
 
 
 class HpaEntry(Spec):

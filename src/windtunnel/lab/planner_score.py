@@ -51,9 +51,10 @@ def planner_score(run: Run, capacity_rps: Mapping[str, float] | float | None = N
     regret = None if hours is None or perfect is None else hours - perfect
     moves = moves_of(log) if log is not None else None
     ups = None if moves is None else sum(1 for found in moves.values() for _, step in found if step > 0)
-    return PlannerScore(values["good_fraction"], values["goodput_rps"], hours, perfect, regret, regret / perfect if regret is not None and perfect else None,
-                        _reversals(moves) if moves is not None else values["scale_reversals"], ups,
-                        None if moves is None or ups is None else sum(map(len, moves.values())) - ups, _wape(log), capacity)
+    share = regret / perfect if regret is not None and perfect else None
+    turns = _reversals(moves) if moves is not None else values["scale_reversals"]
+    return PlannerScore(values["good_fraction"], values["goodput_rps"], hours, perfect, regret, share, turns,
+                        ups, None if moves is None or ups is None else sum(map(len, moves.values())) - ups, _wape(log), capacity)
 
 
 def planner_table(runs: Mapping[str, Run] | Sequence[Run], capacity_rps: Mapping[str, float] | float | None = None, *,

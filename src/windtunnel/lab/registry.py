@@ -87,10 +87,16 @@ def import_modules(modules: Iterable[str], *, allow_imports: bool) -> None:
 def plugin_modules(control: Any) -> list[str]:
     """The modules that plain `control` data names for planner plugins."""
     node = control
-    for key in ("planner", "plugins", "in_process"):
+    for key in ("planner", "plugins"):
         node = node.get(key) if isinstance(node, Mapping) else None
-    entries = node if isinstance(node, list) else []
-    return [str(e["module"]) for e in entries if isinstance(e, Mapping) and "module" in e]
+    found = []
+    for name in ("in_process", "external"):
+        listed = node.get(name) if isinstance(node, Mapping) else None
+        for entry in listed if isinstance(listed, list) else []:
+            own = entry.get("stand_in") if isinstance(entry, Mapping) and name == "external" else entry
+            if isinstance(own, Mapping) and "module" in own:
+                found.append(str(own["module"]))
+    return found
 
 
 def refuse_imports(control: Any) -> None:

@@ -25,6 +25,8 @@ def figure(run: Any, name: str, **options: Any) -> Any:
     """The run's picture `name`: a plotly figure that also shows as SVG or text. Raises ExtraMissingError without a renderer."""
     figures, picture = _part("figures", "figure"), _part("picture", "figure")
     theme = options.pop("theme", "light")
+    if name == "planner":  # rows of its own kind, not the lines of one plot
+        return _part("figures.planner", "figure").planner_timeline(run, theme)
     return picture.Picture(figures.build(name, run, **options), theme)
 
 

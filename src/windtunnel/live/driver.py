@@ -362,7 +362,7 @@ class LiveDriver:
 
     def _plugins_elsewhere(self, core: ControlLoop, clock: RunClock) -> PluginHost | None:
         """A planner's connections; a shadow has none. gRPC is loaded for those that need it alone."""
-        planner = self.control.planner
+        planner = getattr(self.control, "planner", None)
         outside: Outside | None = getattr(planner, "outside", None)
         if outside is None or not (outside.externals or outside.registry) or self._shadow is not None:
             return None

@@ -103,7 +103,7 @@ class Endings(Book):
         lane.admission.release(opened.lease, outcome, now, retry_after_s=retry_after_s, rtt_s=rtt_s)
         if lane.meter is not None:
             lane.meter.settle(request.id, output_tokens, now)
-        if len(lane.queue):
+        if lane.waiting:
             self.mark(lane)
 
     def _leave_prefill(self, opened: OpenRequest) -> None:
@@ -160,7 +160,7 @@ class Endings(Book):
         opened = self.open.pop(request_id)
         lane, tally = opened.lane, opened.tally
         lane.queue.discard(request_id, self.now)
-        if len(lane.queue) and lane.admission.admissible(lane.resource, self.now):
+        if lane.waiting and lane.admission.admissible(lane.resource, self.now):
             self.mark(lane)  # it may have held up those behind it
         end = outcome_of_denial(denial.reason)
         if lane.gates is not None and not at_the_door:

@@ -26,7 +26,7 @@ class Expiry(Quarantine):
             self.want("watch", self._watch_timers.first())
         elif key == "requests":
             for lane in self.lanes:
-                if len(lane.queue):
+                if lane.waiting:
                     self.mark(lane)
 
     def _expire_due(self) -> None:

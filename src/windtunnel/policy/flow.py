@@ -45,7 +45,7 @@ class Flow(Expiry):
         item = QueueItem(request_id, self._groups.get(tenant) or self._group_of(tenant), (),
                          1.0 if lane.cost == "requests" else lane.cost_of(request), priority, now, request.deadline_s, request)
         opened = self.open[request_id] = OpenRequest(request, lane, tally, item)
-        if lane.admission.admissible(lane.resource, now) and not len(lane.queue):
+        if not lane.waiting and lane.admission.admissible(lane.resource, now):
             choice = lane.router.pick(request, self.fleet, now)
             if type(choice) is Choice and lane.queue.straight(item, now):
                 self._dispatch(opened, choice, lane.admission.grant(lane.resource, now))
@@ -88,7 +88,7 @@ class Flow(Expiry):
             self._end_waiting(item.id, offered.rejected[0].denial, at_the_door=True)
             return
         self._arm_waiting(opened)
-        if len(lane.queue) == 1 or lane.admission.admissible(lane.resource, now):
+        if len(lane.waiting) == 1 or lane.admission.admissible(lane.resource, now):
             self.mark(lane)  # open although others wait: they are held up by wishes of their own
 
     def _pump(self, lane: Lane) -> None:
@@ -99,7 +99,7 @@ class Flow(Expiry):
             self._expire_due()  # a wake may be late, or still to come at this very time: what is over is not dispatched
         for shed in queue.shed(now):
             self._end_waiting(shed.item.id, shed.denial)
-        while len(queue):
+        while lane.waiting:
             if not admission.admissible(lane.resource, now):
                 opens_at = admission.next_open(lane.resource, now)
                 if opens_at is not None:
@@ -204,7 +204,7 @@ class Flow(Expiry):
             return
         lane.follow(self.fleet.slots(lane.pools), self.now)
         went = lane.serves(all(self.fleet.ready_count(side) > 0 for side in lane.sides), self.now)
-        if len(lane.queue):
+        if lane.waiting:
             if less:
                 self._no_replica(lane)
             if went and self.settings.hold_unready_s is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sized
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -37,11 +38,12 @@ class Lane:
     signal: the latency that limits learn from: "ttft" (dispatch to first token), "per_token" (s per token after the first), or "rtt"
     (dispatch to end, which follows the length of the answer more than the load).
     sides: groups of its pools of which each must have a replica (prefill and decode); left out: all pools together.
+    waiting: who waits in the queue; asked whether it is empty at every arrival and end, so that queues may offer a bare `members`.
     gates: what may refuse a request before it is queued; they include the breaker then. None: only the admission's breaker may.
     """
 
     __slots__ = ("admission", "cap", "cost", "dirty", "gates", "guarded", "meter", "models", "name", "pools", "queue", "resource", "router", "sides",
-                 "signal", "skip", "unready_since_s")
+                 "signal", "skip", "unready_since_s", "waiting")
 
     def __init__(self, name: str, *, queue: Queue, admission: RequestAdmission, router: Router, pools: tuple[str, ...] = (),
                  models: frozenset[str] = frozenset(), cap: Literal["slots"] | int | None = "slots",
@@ -50,6 +52,7 @@ class Lane:
         if signal not in SIGNALS:
             raise ConfigValueError("signal", f"expected one of {', '.join(SIGNALS)}, got {signal!r}")
         self.name, self.queue, self.admission, self.router = name, queue, admission, router
+        self.waiting: Sized = getattr(queue, "members", queue)
         self.pools, self.models, self.cap, self.cost = pools or (name,), models, cap, cost
         self.resource, self.gates, self.signal = name, gates, signal
         self.sides = sides or (self.pools,)

@@ -21,8 +21,9 @@ from windtunnel.sim.agenda import ARRIVAL, Agenda, Call
 from windtunnel.sim.asking import Asking
 from windtunnel.sim.engine import Attempt
 from windtunnel.sim.faults import Fault, Faults
-from windtunnel.sim.fleet import DRAINING, READY, FleetConfig, SimFleet
+from windtunnel.sim.fleet import DRAINING, READY, FleetConfig, Pool, SimFleet
 from windtunnel.sim.followers import Followers
+from windtunnel.sim.pd import Handoffs, pairs_of
 from windtunnel.sim.sampling import Sampler
 from windtunnel.sim.scrape import Scraper
 from windtunnel.sim.service import Job
@@ -98,8 +99,9 @@ class SimDriver:
         self.error: WindtunnelError | None = None
         self._apply: dict[type, Callable[[Any], None]] = {
             fx.Dispatch: self._dispatch if fleet.network_s else self._submit, fx.WakeAt: self._wake_control,
-            fx.Cancel: self._cancel_later if fleet.network_s else self._cancel, fx.Reject: self._ended,
-            fx.Close: self._ended, fx.ScaleTo: self.fleet.scale_to, fx.Drain: self.fleet.drain, fx.Ask: self._ask,
+            fx.Cancel: self._cancel_far if fleet.network_s else self._cancel,
+            fx.Reject: self._ended, fx.Close: self._ended, fx.ScaleTo: self.fleet.scale_to, fx.Drain: self.fleet.drain,
+            fx.Ask: self._ask,
         }
         self._start()
 
@@ -112,11 +114,9 @@ class SimDriver:
         gc.disable()
         try:
             while not self._over:
-                if self.agenda.run_some(SLICE):
-                    self._end()
                 if self._cancelled:
                     self._over = True
-                elif self.agenda.run_some(SLICE, self._quiet):
+                elif self.agenda.run_some(SLICE):
                     self._end()
                 if perf_counter() >= stop_at:
                     break
@@ -267,17 +267,16 @@ class SimDriver:
         else:
             self._deliver(event)
 
-    def _cancel_later(self, effect: fx.Cancel) -> None:
-        """It travels as its dispatch did, and cannot overtake it."""
-        self.agenda.at(self.agenda._now + self._network_s, ARRIVAL, lambda _: self._cancel(effect))
-
     def _cancel(self, effect: fx.Cancel) -> None:
         if not self._let_go(effect):
             self._back(Failed(effect.request_id, effect.dispatch, effect.replica, "local_cancelled", effect.reason))
 
     def _cancel_far(self, effect: fx.Cancel) -> None:
         """Behind its dispatch on the same way; an engine that does not know the attempt any more has answered it already."""
-        self.agenda.at(self.agenda._now + self._network_s, ARRIVAL, lambda _: self._let_go(effect))
+        def arrives(_: Any) -> None:
+            self._let_go(effect)
+
+        self.agenda.at(self.agenda._now + self._network_s, ARRIVAL, arrives)
 
     def _let_go(self, effect: fx.Cancel) -> bool:
         if self.handoffs is not None and self.handoffs.cancel(effect):
@@ -332,7 +331,7 @@ class SimDriver:
             if delay and first is not None:
                 first += delay
             back(Finished(attempt.id, attempt.dispatch, name, attempt.generated, attempt.prompt, attempt.cached_tokens, attempt.started_s, first,
-                          "length", engine_numbers(attempt) if attempt.preemptions else None))
+                          "length", numbers(attempt)))
             if replica.state == DRAINING:
                 self.fleet.emptied(replica)
 
@@ -359,7 +358,7 @@ class SimDriver:
             options["fpm_interval_s"] = REPORT_S
         if "started" in self._needs or tells_progress:
             options["on_started"] = lambda a: self._begun(a, name)
-        return options
+        return options if self.handoffs is None or pool.link is None else self.handoffs.options(name, pool, options)
 
     def _begun(self, attempt: Attempt, name: str) -> None:
         if "progress" in self._needs:
@@ -458,6 +457,17 @@ class SimDriver:
             self.recorder.replica_row(row)
 
 
-def engine_numbers(attempt: Attempt) -> dict[str, Any]:
-    """What only the engine knows of a finished attempt."""
-    return {"preemptions": attempt.preemptions, "recomputed_tokens": attempt.recomputed_tokens}
+def engine_numbers(attempt: Attempt) -> dict[str, Any] | None:
+    """What only the engine knows of a finished attempt; None when there is nothing to tell."""
+    if not attempt.preemptions:
+        return None
+    return {"preemptions": attempt.preemptions, "recomputed_tokens": attempt.recomputed_tokens, "swapped_blocks": attempt.swapped_blocks}
+
+
+def pair_numbers(attempt: Attempt) -> dict[str, Any] | None:
+    """The same of an attempt that may have come from another replica."""
+    numbers = engine_numbers(attempt)
+    kv_bytes = getattr(attempt, "kv_bytes", None)
+    if kv_bytes is None:
+        return numbers
+    return {**(numbers or {}), "kv_wait_s": attempt.kv_wait_s, "kv_transfer_s": attempt.kv_transfer_s, "kv_bytes": kv_bytes}

@@ -23,6 +23,6 @@ def build(name: str, run: Run, *, baseline: Run | None = None, slo: dict[str, An
     """The figure `name` of a run, optionally over a pinned baseline. Unknown names raise ConfigValueError with the list."""
     if name not in FIGURES:
         close = get_close_matches(name, FIGURES, 1)
-        hint = f'did you mean "{close[0]}"?' if close else f"figures: {', '.join(FIGURES)}"
+        hint = f'did you mean "{close[0]}"?' if close else f"figures: {', '.join(FIGURES)}, planner"
         raise ConfigValueError("figure", f'unknown figure "{name}"', hint=hint)
     return FIGURES[name](run, baseline=baseline, slo=slo)

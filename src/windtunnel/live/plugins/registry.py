@@ -82,6 +82,7 @@ class Registry:
         entry = self._roster.entries.get(asked.plugin_id)
         if entry is None:
             await context.abort(Code.UNAVAILABLE, "the planner takes no registrations now")
+            raise AssertionError("abort raises")
         self._connections.connect(entry, client)
         s = self._roster.settings
         return pb.RegisterReply(accepted=True, protocol_version=asked.protocol_version, scale_interval_s=s.scale_interval_s,

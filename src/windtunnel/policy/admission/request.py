@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -47,9 +48,8 @@ class RequestAdmission:
         self._factory = limit_factory
         self._resources: dict[ResourceKey, Resource] = {}
         self._active: dict[str, RequestLease] = {}
-        self._released: dict[str, int] = {}  # lease id -> how many were released before it; the last 8192 and some older
-        self._released_before: dict[str, int] = {}
-        self._granted = self._released_count = 0
+        self._released: deque[str] = deque(maxlen=RELEASED_KEPT)  # ids of the last leases that came back
+        self._granted = 0
         self._probe: str | None = None
         self._shut = False
         self._now = float("-inf")
@@ -170,11 +170,7 @@ class RequestAdmission:
         if active is not lease and (active is None or active != lease):
             return self._not_active(lease, active, now)
         del self._active[lease_id]
-        count = self._released_count
-        self._released[lease_id] = count
-        self._released_count = count = count + 1
-        if not count % RELEASED_KEPT:
-            self._released_before, self._released = self._released, {}
+        self._released.append(lease_id)
         r = self._resources[lease.resource]
         sample = Sample(outcome, rtt_s, r.in_flight, lease.admitted_limit, lease.epoch, retry_after_s)
         r.in_flight -= 1
@@ -198,13 +194,12 @@ class RequestAdmission:
             breaker.trip(now)
 
     def _not_active(self, lease: RequestLease, active: RequestLease | None, now: float) -> ReleaseReason:
-        number = self._released.get(lease.lease_id, self._released_before.get(lease.lease_id))
         reason: ReleaseReason = "unknown_lease"
         if lease.generation != self.generation:
             reason = "wrong_controller_generation"
         elif active is not None:
             reason = "stale_lease"
-        elif number is not None and number >= self._released_count - RELEASED_KEPT:
+        elif lease.lease_id in self._released:
             reason = "duplicate"
         self._diagnostics[reason] = self._diagnostics.get(reason, 0) + 1
         if self._notes is not None:

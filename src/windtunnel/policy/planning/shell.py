@@ -31,7 +31,7 @@ from windtunnel.policy.planning.cadence import needs_of, pull
 from windtunnel.policy.planning.calls import Answer, Answers, Gather
 from windtunnel.policy.planning.contract import ObservationData, PipelineContext, WorkerState
 from windtunnel.policy.planning.demand import grid_index
-from windtunnel.policy.planning.diagnostics import TickDiagnostics, decisive_reason, describe, merge_reasons
+from windtunnel.policy.planning.diagnostics import PREDICT, TickDiagnostics, decisive_reason, describe, merge_reasons, newly_scored
 from windtunnel.policy.planning.observer import FleetObserver, Observer
 from windtunnel.policy.planning.outside import Outside
 from windtunnel.policy.planning.pipeline import Pipeline, Ticking, TickOutcome, answer_inline

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sized
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -57,6 +57,7 @@ class BoundedQueue:
         self.needs: frozenset[str] = getattr(inner, "needs", frozenset())
         self._classes: dict[int, OrderedDict[str, QueueItem]] = {}  # oldest enqueued first
         self._class_of: dict[str, int] = {}
+        self.members: Sized = self._class_of  # who waits, by its length
         self.straight: Callable[[QueueItem, float], bool] = getattr(inner, "straight", _not_straight)  # empty, it has room for one
 
     @property

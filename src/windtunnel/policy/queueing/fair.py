@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sized
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -65,6 +65,7 @@ class FairTaskQueue:
         self._idle: OrderedDict[str, float] = OrderedDict()  # finish tags, the longest idle first
         self._order = Order()
         self._where: dict[str, ActiveGroup] = {}
+        self.members: Sized = self._where  # who waits, by its length
         self._heads = HeadCounts()
         self.head_counts = self._heads.counts
         self._deadlines = Deadlines()

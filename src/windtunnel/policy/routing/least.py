@@ -83,6 +83,7 @@ class LeastOutstanding:
         self._members = -1
         self._heaps: dict[tuple[float, str], list[Entry]] = {}  # by tokens one per weight and pool, so that the charge moves all alike
         self._only: list[Entry] | None = None  # the heap, if there is just one
+        self._single: Replica | None = None  # the only one that serves
         self._entries: dict[str, Entry] = {}
         self._tokens, self._recent = config.by == "tokens", config.ties == "recent"
         self._reason = "least_tokens" if self._tokens else "least_requests"
@@ -95,21 +96,24 @@ class LeastOutstanding:
         if (request.tried or request.replica is not None or now <= fleet.scan_until or now < self._warm_s
                 or (self._pinned and request.pool is not None)):
             return self._scan(request, fleet, now)
-        heap = self._only
-        if heap is None:
+        if self._single is not None:
+            r = self._single
+            work: float = r.in_flight_tokens if self._tokens else (r.in_flight + 1) / r.weight
+        elif self._only is not None:
+            work, _, _, r = self._settle(self._only)
+        else:
             return self._pick_of_many(request, fleet, now)
-        entry = self._settle(heap)
-        r = entry[3]
         if self.config.respect_slots and r.slots is not None and r.in_flight >= r.slots:
             return self._scan(request, fleet, now)
-        score = (entry[0] + r.tokens.charge(request)) / r.weight if self._tokens else entry[0]
-        return Choice(r.id, self._reason, score)
+        return Choice(r.id, self._reason, (work + r.tokens.charge(request)) / r.weight if self._tokens else work)
 
     def sent(self, request: Request, choice: Choice, now: float) -> None:
         """Its score only grew: the entry is corrected when it surfaces."""
 
     def done(self, request: Request, replica: str, outcome: str, now: float) -> None:
         """Its score falls (before or after this call): an entry at or below the new score goes in, unless there is one."""
+        if self._single is not None:
+            return  # nobody to compare it with
         entry, fleet = self._entries.get(replica), self._fleet
         if entry is None or fleet is None or fleet.members != self._members:
             return  # unknown here, or the heaps are rebuilt at the next pick anyway
@@ -166,7 +170,8 @@ class LeastOutstanding:
         self._fleet, self._members = fleet, fleet.members
         self._heaps, self._entries = {}, {}
         slow_s, self._warm_s = self.config.slow_start_s, inf if self.config.ties == "random" else -inf
-        for r in fleet.serving(self.pools):
+        serving = fleet.serving(self.pools)
+        for r in serving:
             score = r.in_flight_tokens if self._tokens else (r.in_flight + 1) / r.weight
             self._entries[r.id] = entry = (score, r.last_sent_seq if self._recent else 0, r.ordinal, r)
             self._heaps.setdefault(self._key(r), []).append(entry)
@@ -175,6 +180,7 @@ class LeastOutstanding:
         for heap in self._heaps.values():
             heapify(heap)
         self._only = next(iter(self._heaps.values())) if len(self._heaps) == 1 else None
+        self._single = serving[0] if len(serving) == 1 else None
 
     def _scan(self, request: Request, fleet: Fleet, now: float) -> Choice | NoReplica:
         config = self.config

@@ -12,6 +12,7 @@ LAUNCH_S = 2e-6
 LAYERS, HIDDEN, FFN, HEADS, KV_HEADS, HEAD_DIM = 32, 4096, 14336, 32, 8, 128
 GRAIN = 256
 KV_BYTES = 4 * KV_HEADS * HEAD_DIM  # per token and layer
+QK_FLOPS, QK_RATE = 4 * HEADS * HEAD_DIM, 0.8 * F
 
 
 def up(x: int, grain: int) -> int:
@@ -32,15 +33,19 @@ class VidurRoofline:
     def run(self, b: Batch, k: int) -> tuple[float, float, int]:
         layer = self._linear.get(b.tokens)
         if layer is None:
-            layer = self._linear[b.tokens] = _linear_ops(up(b.tokens, 8))
+            rounded = up(b.tokens, 8)
+            layer = self._linear.get(rounded) or _linear_ops(rounded)
+            self._linear[rounded] = self._linear[b.tokens] = layer
         n, attended = b.decode_seqs, b.decode_kv + b.decode_seqs
         for chunk, computed in b.prefill:
             if chunk == 1:  # a prefill tail of one token is a decode to these tables
                 n, attended = n + 1, attended + computed + 1
             else:
-                kv, c = up(computed + chunk, GRAIN), up(chunk, 32)
-                layer += max(4 * HEADS * HEAD_DIM * c * (kv + c / 2) / (0.8 * F), KV_BYTES * (kv + c) / W) + LAUNCH_S
-                k = min(k, (kv - computed - chunk) // chunk + 1)
+                kv, c = -(-(computed + chunk) // GRAIN) * GRAIN, -(-chunk // 32) * 32
+                flops_s, bytes_s = QK_FLOPS * c * (kv + c / 2) / QK_RATE, KV_BYTES * (kv + c) / W
+                layer += (flops_s if flops_s > bytes_s else bytes_s) + LAUNCH_S
+                if k > 1:
+                    k = min(k, (kv - computed - chunk) // chunk + 1)
         if n:
             mean = attended // n
             kv = -(-mean // GRAIN) * GRAIN
