@@ -70,6 +70,10 @@ def test_PL_804_counts_are_those_of_the_ticks() -> None:
     rows = [t["components"]["agg"] for t in run.planner.ticks]
     assert seen.planned[:60].tolist() == [r["planned"] for r in rows] and seen.ready[:60].tolist() == [r["ready"] for r in rows]
     assert seen.at[0] == 5.0 and seen.at[-1] == pytest.approx(run.tables.end_s)
+    few = seen.changes()
+    assert len(few.at) < 25 and few.at[-1] == seen.at[-1]
+    back = np.searchsorted(few.at, seen.at, side="right") - 1
+    assert (few.planned[back] == seen.planned).all() and (few.ready[back] == seen.ready).all() and (few.starting[back] == seen.starting).all()
 
 
 def test_perfect_fleet_of_the_picture_follows_the_demand() -> None:

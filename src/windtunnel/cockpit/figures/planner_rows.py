@@ -125,7 +125,7 @@ def _errors(forecasts: Forecasts, theme: str) -> Row:
 
 
 def _pool(run: Run, log: PlannerLog, pool: str, theme: str) -> Row:
-    seen = pool_series(log, run).pools[pool]
+    seen = pool_series(log, run).pools[pool].changes()
     blue, amber, ink = palette.colour("ready", theme), palette.colour("booting", theme), palette.colour("other", theme)
     area: dict[str, Any] = {"stackgroup": "there", "line": {"width": 0.5, "shape": "hv"}}
     ready = _line("ready", seen.at, seen.ready, blue, "replicas", step=True)
