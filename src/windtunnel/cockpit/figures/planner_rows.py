@@ -127,11 +127,9 @@ def _errors(forecasts: Forecasts, theme: str) -> Row:
 def _pool(run: Run, log: PlannerLog, pool: str, theme: str) -> Row:
     seen = pool_series(log, run).pools[pool].changes()
     blue, amber, ink = palette.colour("ready", theme), palette.colour("booting", theme), palette.colour("other", theme)
-    area: dict[str, Any] = {"stackgroup": "there", "line": {"width": 0.5, "shape": "hv"}}
     ready = _line("ready", seen.at, seen.ready, blue, "replicas", step=True)
     starting = _line("starting", seen.at, seen.starting, amber, "replicas", step=True)
-    traces = [{**ready, **area, "line": {**area["line"], "color": blue}, "fillcolor": _faint(blue)},
-              {**starting, **area, "line": {**area["line"], "color": amber}, "fillcolor": _faint(amber)},
+    traces = [_stacked(ready, blue), _stacked(starting, amber),
               _line("planned", seen.at, seen.planned, ink, "replicas", step=True)]
     ideal = ideal_fleet(run, log, pool)
     if ideal is not None:
@@ -167,7 +165,7 @@ def _gpus(log: PlannerLog, theme: str) -> Row:
         used = np.nan_to_num(seen.ready + seen.starting) * gpus.get(pool, 1)
         total = total + used
         line = _line(escape(pool), seen.at, used, ink, "GPUs", step=True)
-        traces.append({**line, "stackgroup": "gpus", "line": {**line["line"], "width": 0.5}, "fillcolor": _faint(ink)})
+        traces.append(_stacked(line, ink))
     budget = (log.settings.get("budget") or {}).get("max_gpus", -1)
     top = max(float(np.max(total)) if np.size(total) else 0.0, budget, 1.0)
     return Row("GPUs of all pools", "GPUs", traces, [(float(budget), f"budget {budget} GPUs")] if budget >= 0 else [], height_px=140,
@@ -212,6 +210,10 @@ def _strip(run: Run, log: PlannerLog, theme: str) -> Row:
 def _spacing(log: PlannerLog) -> float:
     at = [t["tick_at"] for t in log.ticks]
     return min((b - a for a, b in pairwise(at)), default=1.0)
+
+
+def _stacked(line: dict[str, Any], ink: str) -> dict[str, Any]:
+    return {**line, "stackgroup": "stack", "line": {**line["line"], "width": 0.5}, "fillcolor": _faint(ink)}
 
 
 def _faint(ink: str) -> str:
