@@ -12,6 +12,7 @@ import numpy as np
 from windtunnel.cockpit import palette
 from windtunnel.cockpit.decimate import decimate
 from windtunnel.cockpit.figures.planner_data import Forecasts, forecasts_of, ideal_fleet, pool_series
+from windtunnel.cockpit.figures.spec import nice
 from windtunnel.cockpit.figures.windowed import Windows, bounds_of
 from windtunnel.lab.planner_explain import Stretch, plan_text, timeline
 from windtunnel.lab.planner_log import PlannerLog, planner_log
@@ -137,7 +138,7 @@ def _pool(run: Run, log: PlannerLog, pool: str, theme: str) -> Row:
     top = max([1.0, *(np.nanmax(values) for values in (seen.ready + seen.starting, seen.planned) if len(values) and not np.isnan(values).all())])
     lines = bounds_of_pool(log, pool)
     top = max([top, *(y for y, label in lines if not label.startswith("floor"))])
-    return Row(f"Replicas: {escape(pool)}", "replicas", traces, lines, height_px=180, axis={"range": [0, top * 1.15], "tickformat": "d"})
+    return Row(f"Replicas: {escape(pool)}", "replicas", traces, lines, height_px=180, axis=_whole(top * 1.15))
 
 
 def bounds_of_pool(log: PlannerLog, pool: str) -> list[tuple[float, str]]:
@@ -169,7 +170,7 @@ def _gpus(log: PlannerLog, theme: str) -> Row:
     budget = (log.settings.get("budget") or {}).get("max_gpus", -1)
     top = max(float(np.max(total)) if np.size(total) else 0.0, budget, 1.0)
     return Row("GPUs of all pools", "GPUs", traces, [(float(budget), f"budget {budget} GPUs")] if budget >= 0 else [], height_px=140,
-               axis={"range": [0, top * 1.18], "tickformat": "d"})
+               axis=_whole(top * 1.18))
 
 
 def _latency(run: Run, log: PlannerLog, column: str, title: str, theme: str) -> Row | None:
@@ -210,6 +211,11 @@ def _strip(run: Run, log: PlannerLog, theme: str) -> Row:
 def _spacing(log: PlannerLog) -> float:
     at = [t["tick_at"] for t in log.ticks]
     return min((b - a for a, b in pairwise(at)), default=1.0)
+
+
+def _whole(top: float) -> dict[str, Any]:
+    """An axis of whole numbers from 0."""
+    return {"range": [0, top], "tick0": 0, "dtick": max(1, int(nice(top / 5)))}
 
 
 def _stacked(line: dict[str, Any], ink: str) -> dict[str, Any]:
