@@ -156,7 +156,7 @@ def test_SC_5_predicted_metrics_have_intervals_too() -> None:
 
     found = metric_intervals(fit, predict)
     assert set(found) == {"ttft_s", "tpot_s"} and found["tpot_s"].value == predict(fit.theta)["tpot_s"]
-    truth = {name: value for name, value in predict({"c0": TRUE.c0, "c1": TRUE.c1}).items()}
+    truth = predict({"c0": TRUE.c0, "c1": TRUE.c1})
     for name, interval in found.items():
         assert interval.lo < interval.value < interval.hi and interval.n == RESAMPLES
         assert interval.lo * 0.97 <= truth[name] <= interval.hi * 1.03

@@ -231,7 +231,7 @@ def commands() -> list[list[str]]:
 def test_the_commands_are_these() -> None:
     assert {" ".join(c) for c in commands()} == {
         "run", "compare", "show", "report", "replay", "drive", "calibrate", "engine up", "engine down", "engine list", "scenario check",
-        "scenario list", "scenario show", "scenario timing", "schema", "trace card", "trace convert", "stop", "doctor", "planner explain",
+        "scenario list", "scenario show", "scenario timing", "schema", "trace card", "trace convert", "stop", "sweep", "doctor", "planner explain",
         "planner audit"}
 
 

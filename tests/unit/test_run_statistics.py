@@ -65,7 +65,7 @@ def test_SV_7_nothing_to_find_in_a_short_run_and_nonsense_is_refused() -> None:
     run = scenario(warmup_s="mser5", duration_s=4).run()
     assert not run.requests.marked.any() and lines(run, "cut") == []
     for wrong in ({"warmup_s": "mser6"}, {"warmup_s": -1}, {"cooldown_s": -1}, {"cooldown_s": 300}, {"warmup_s": 200, "cooldown_s": 100}):
-        with pytest.raises(ConfigError, match="warmup_s|cooldown_s"):
+        with pytest.raises(ConfigError, match=r"warmup_s|cooldown_s"):
             scenario(**wrong)
     assert scenario(warmup_s="mser5", cooldown_s=60).fast().cooldown_s == 5.0
 

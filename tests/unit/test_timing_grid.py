@@ -39,7 +39,8 @@ def test_SQ_22_values_on_the_points_are_the_models() -> None:
     assert [grid[name].shape for name in NAMES] == [(3,), (3,), (3,), (2,), (3, 2)]
     assert grid["prefill_ttft_ms"] == pytest.approx([1e3 * AFFINE.seconds(Batch(0, 0, [(n, 0)], n, 1, 1)) for n in (1, 100, 512)])
     # 1000 tokens by ten requests of 100; by two and a half of 400, between two and three; 100 tokens are one request at least
-    assert grid["decode_itl"] == pytest.approx(1e3 * (6e-3 + 2e-5 * np.array([[1, 1], [10, 2.5], [40, 10]]) + 2.4e-8 * np.array([[100], [1000], [4000]])))
+    requests, kv = np.array([[1, 1], [10, 2.5], [40, 10]]), np.array([[100], [1000], [4000]])
+    assert grid["decode_itl"] == pytest.approx(1e3 * (6e-3 + 2e-5 * requests + 2.4e-8 * kv))
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -68,8 +69,8 @@ def test_SQ_22_the_file_holds_the_grid_and_is_the_same_each_time(tmp_path: Path)
     assert where.read_bytes() == write_timing_grid(tmp_path / "again.npz", AFFINE, **axes).read_bytes()
 
 
-@pytest.mark.parametrize("axes", [{"prompts": ()}, {"prompts": (5,)}, {"contexts": (5, 5)}, {"contexts": ()}, {"kv_tokens": (20, 10)}, {"prompts": (0, 5)},
-                                  {"prompts": (-1, 5)}, {"contexts": (1.5, 2)}, {"kv_tokens": (1, float("nan"))}])
+@pytest.mark.parametrize("axes", [{"prompts": ()}, {"prompts": (5,)}, {"contexts": (5, 5)}, {"contexts": ()}, {"kv_tokens": (20, 10)},
+                                  {"prompts": (0, 5)}, {"prompts": (-1, 5)}, {"contexts": (1.5, 2)}, {"kv_tokens": (1, float("nan"))}])
 def test_SQ_22_axes_that_no_reader_takes_are_refused(axes: dict[str, Any]) -> None:
     with pytest.raises(ConfigValueError, match=next(iter(axes))):
         timing_grid(AFFINE, **axes)
