@@ -19,7 +19,7 @@ def sweep(scenario: str, /, *, grid: Grid = (), set_: Sets = (), variant: str | 
           csv: Path | None = None) -> Answer:
     """Simulate a scenario at every point of a grid.
 
-    Example: `windtunnel sweep overload -g source.rate_rps=20,30 --set duration_s=10`
+    Example: `windtunnel sweep overload -g source.rate_rps=20,30 --set duration_s=20`
 
     Args:
         scenario: A file, a bundled name, or `file@variant`.

@@ -213,7 +213,8 @@ def test_a_thousand_tenants(queue: dict[str, Any]) -> None:
 def test_one_prompt_of_a_million_tokens_among_others() -> None:
     text = TEXT.replace("source: {kind: arrivals, rate_rps: 6, input_tokens: 300, output_tokens: {kind: lognormal, mean: 60, cv: 0.5}}",
                         "source: {kind: mix, sources: ["
-                        "{kind: arrivals, name: long, rate_rps: 0.5, input_tokens: 1000000, output_tokens: 5, count: 1}, {kind: arrivals, name: short, rate_rps: 6, input_tokens: 300, output_tokens: 40}]}")
+                        "{kind: arrivals, name: long, rate_rps: 0.5, input_tokens: 1000000, output_tokens: 5, count: 1}, "
+                        "{kind: arrivals, name: short, rate_rps: 6, input_tokens: 300, output_tokens: 40}]}")
     refused = fly(text).requests
     long = refused.input_tokens == 1_000_000
     assert long.sum() == 1 and set(refused[long].reason) == {"kv_capacity_exceeded"} and (refused[~long].outcome == "success").all()
