@@ -50,10 +50,11 @@ class Sweep:
         """
         if metric not in self.table:
             raise ConfigValueError("metric", f"{metric!r} is no column of the table")
-        means = pd.to_numeric(self.table[metric], errors="coerce").groupby(self.table["point"]).mean()
+        means = pd.to_numeric(self.table[metric], errors="coerce").groupby(self.table["point"], sort=False).mean()
         if means.isna().all():
             raise ConfigValueError("metric", f"no point has a {metric}")
-        return self.points[int(means.idxmax() if largest else means.idxmin())]
+        known = {int(i): float(mean) for i, mean in zip(self.table["point"].unique(), means.to_numpy()) if mean == mean}
+        return self.points[(max if largest else min)(known, key=known.__getitem__)]
 
     def lines(self) -> list[str]:
         """The text twin."""
@@ -62,7 +63,7 @@ class Sweep:
         shown = self.table.groupby("point", sort=True).first()
         out = [f"Sweep of {self.name}: {len(self.points)} points, {said}"]
         for i, point in enumerate(self.points):
-            row = shown.loc[i]
+            row = shown.loc[i].to_dict()
             what = ", ".join(f"{path.rpartition('.')[2]} {json.dumps(value)}" for path, value in point.items())
             good = f"good {number(row['goodput_rps'])} rps   ttft p99 {number(row['ttft_s.p99'])} s   {number(row['gpu_hours'])} GPU-h"
             out.append(f"  {what:40} {good if row['status'] == OK else row['error']}")
