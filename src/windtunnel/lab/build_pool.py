@@ -56,13 +56,14 @@ def build_pool(name: str, spec: PoolSpec, base: Path, *, split: bool = False) ->
         link = KvLink(spec.link_bw or card.inter_bw, float(arch.kv_bytes_per_token(kv_dtype)), spec.link_latency_s,
                       arch.layers if spec.layerwise else None)
     step_model = _step_model(spec, arch, card, measured)
-    price = spec.price.usd_per_hour if spec.price is not None else card.usd_per_hour
+    listed = card.spot_usd_per_hour if spec.spot else card.usd_per_hour
+    price = spec.price.usd_per_hour if spec.price is not None else listed
     return Pool(
         name=name, model=spec.model, gpu=spec.gpu, engine=engine, step_model=step_model, replicas=spec.replicas, min=spec.min, max=spec.max,
         tp=spec.tp, role=spec.role, startup=_startup(spec.startup, arch, dtype, spec.tp, base), gpus_per_replica=spec.tp,
-        price_usd_per_hour=price, power_w=card.power_w, idle_w=card.idle_w, scrape=_scrape(spec, base),
+        price_usd_per_hour=price, spot=spec.spot, power_w=card.power_w, idle_w=card.idle_w, scrape=_scrape(spec, base),
         weight=1.0 if spec.weight == "auto" else spec.weight, drain_timeout_s=spec.drain_timeout_s, link=link,
-        provenance=f"{_provenance(spec, step_model)} | kv_capacity {_capacity(spec, measured)}")
+        provenance=_timing(spec, step_model, measured))
 
 
 def _as_measured(spec: PoolSpec, base: Path) -> PoolSpec:
