@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pandas as pd
 
 from windtunnel.errors import RunCorruptError, RunNotRecordedError
-from windtunnel.lab import columns, metrics, render, store
+from windtunnel.lab import columns, itl, metrics, render, store
 from windtunnel.lab.decisions import plans_of
 from windtunnel.lab.expression import Expression
 from windtunnel.lab.metrics import Requests
@@ -154,7 +154,7 @@ class Run:
         """
         found = Expression.parse(expression, names_of(self.meta.slo))
         if found.name == "itl_s":
-            raise RunNotRecordedError(f'itl_s needs record: full and an engine that reports its steps; this run has "{self.tables.level}"')
+            return self._itl(found)
         if not found.stat:
             return self._scalar(found)
         rows = Requests(self.tables.arrow("requests"))
@@ -164,6 +164,13 @@ class Run:
             lost = len(part) - int((part.keep & part.success).sum())
             return metrics.adjusted(values, lost, metrics.ADJUSTED[found.stat])
         return metrics.statistics(values, (found.stat,))[found.stat]
+
+    def _itl(self, found: Expression) -> float | None:
+        if not itl.recorded(self.tables):
+            raise RunNotRecordedError(f'itl_s needs record: full and an engine that reports its steps; this run has "{self.tables.level}"')
+        rows = Requests(self.tables.arrow("requests"))
+        seconds, counts = itl.Gaps(self.tables, rows).of(rows.only(found.keep(rows)).keep)
+        return itl.statistics(seconds, counts, (found.stat,))[found.stat]
 
     def _scalar(self, found: Expression) -> float | None:
         if not found.filters:

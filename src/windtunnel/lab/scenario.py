@@ -224,7 +224,7 @@ class Scenario(Spec):
 
         level, seed = record or self.record, self.seed if seed is None else seed
         world = Simulated(self.build_fleet(), seed=seed, replication=replication, record=level, check=check, until=self.duration_s,
-                          grace_s=self.grace_s, faults=self.build_faults())
+                          grace_s=self.grace_s, faults=self.build_faults(), itl=any(e.metric.startswith("itl_s") for e in self.expect))
         control = self.build_control(seed=seed, replication=replication, wants=Recorder(level).wants)
         return world, control, self.build_source(seed=seed, replication=replication)
 
