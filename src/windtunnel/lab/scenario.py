@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from windtunnel.sources.source import Source
 
 FaultSpec = spec_of(Fault)
-NOT_IN_DIGEST = ("name", "question", "compare", "expect", "knobs", "record", "seed")
+NOT_IN_DIGEST = ("name", "question", "compare", "expect", "knobs", "record", "itl", "seed")
 
 
 class Scenario(Spec):
@@ -51,6 +51,8 @@ class Scenario(Spec):
     grace_s: float = Field(default=30.0, ge=0, description="How long requests may still run after duration_s (s).")
     seed: int = Field(default=0, ge=0, lt=2**63)
     record: Literal["requests", "decisions", "full"] = "requests"
+    itl: bool = Field(default=False, description="Keep what exact gaps between tokens (itl_s) are made from; on with record: full, and where "
+                                                 "expect names itl_s.")
     fleet: FleetSpec
     source: SourceSpec
     control: ControlSpec = ControlSpec()
@@ -224,7 +226,7 @@ class Scenario(Spec):
 
         level, seed = record or self.record, self.seed if seed is None else seed
         world = Simulated(self.build_fleet(), seed=seed, replication=replication, record=level, check=check, until=self.duration_s,
-                          grace_s=self.grace_s, faults=self.build_faults(), itl=any(e.metric.startswith("itl_s") for e in self.expect))
+                          grace_s=self.grace_s, faults=self.build_faults(), itl=self.itl or any(e.metric.startswith("itl_s") for e in self.expect))
         control = self.build_control(seed=seed, replication=replication, wants=Recorder(level).wants)
         return world, control, self.build_source(seed=seed, replication=replication)
 

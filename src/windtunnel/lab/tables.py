@@ -163,7 +163,8 @@ SCHEMAS: Mapping[str, tuple[Column, ...]] = {
     "requests": REQUESTS, "decisions": DECISIONS, "replicas": REPLICAS, "steps": STEPS, "decodes": DECODES, "series": SERIES, "notes": NOTES,
 }
 LEVEL_OF: Mapping[str, str] = {
-    "requests": "requests", "decisions": "decisions", "replicas": "requests", "steps": "full", "decodes": "full", "series": "requests", "notes": "decisions",
+    "requests": "requests", "decisions": "decisions", "replicas": "requests", "steps": "full", "decodes": "full", "series": "requests",
+    "notes": "decisions",
 }
 
 
