@@ -468,16 +468,14 @@ class SimDriver:
             self.recorder.decodes(self._decodes.rows)
 
 
-def engine_numbers(attempt: Attempt) -> dict[str, Any] | None:
-    """What only the engine knows of a finished attempt; None when there is nothing to tell."""
-    if not attempt.preemptions:
-        return None
+def engine_numbers(attempt: Attempt) -> dict[str, Any]:
+    """What only the engine knows of a finished attempt."""
     return {"preemptions": attempt.preemptions, "recomputed_tokens": attempt.recomputed_tokens, "swapped_blocks": attempt.swapped_blocks}
 
 
 def pair_numbers(attempt: Attempt) -> dict[str, Any] | None:
-    """The same of an attempt that may have come from another replica."""
-    numbers = engine_numbers(attempt)
+    """The same of an attempt that may have come from another replica; None when there is nothing to tell."""
+    numbers = engine_numbers(attempt) if attempt.preemptions else None
     kv_bytes = getattr(attempt, "kv_bytes", None)
     if kv_bytes is None:
         return numbers
