@@ -167,7 +167,8 @@ class Run:
 
     def _itl(self, found: Expression) -> float | None:
         if not itl.recorded(self.tables):
-            raise RunNotRecordedError(f'itl_s needs itl: true or record: full, and an engine that reports its steps; this run has "{self.tables.level}"')
+            needs = "itl: true or record: full, and engines that report their steps"
+            raise RunNotRecordedError(f'itl_s needs {needs}; this run has "{self.tables.level}"')
         rows = Requests(self.tables.arrow("requests"))
         seconds, counts = itl.Gaps(self.tables, rows).of(rows.only(found.keep(rows)).keep)
         return itl.statistics(seconds, counts, (found.stat,))[found.stat]
