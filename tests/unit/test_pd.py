@@ -8,17 +8,23 @@ from typing import Any
 
 import pytest
 
+from windtunnel import Scenario, replay
 from windtunnel import effects as fx
 from windtunnel.errors import ConfigInfeasibleError, ConfigNeedsError, ConfigValueError, PolicyError
 from windtunnel.events import Arrived, Cancelled, Commanded, HandedOver, ReplicaReady, Request, Truth, Woke
 from windtunnel.lab.build import build_control, pool_facts
 from windtunnel.lab.control_spec import ControlSpec
+from windtunnel.lab.expect import check_expectations
 from windtunnel.lab.history import violations
+from windtunnel.lab.logread import LogReader
+from windtunnel.lab.planner_build import build_pipeline_planner
+from windtunnel.lab.planner_config import read_planner
 from windtunnel.lab.recorder import Recorder, wants_of
 from windtunnel.lab.run import Run
 from windtunnel.lab.worlds import Simulated
 from windtunnel.live.driver import LiveDriver
 from windtunnel.live.fleet import LiveFleet
+from windtunnel.policy.control import Control
 from windtunnel.sim.engine import EngineConfig
 from windtunnel.sim.faults import Fault
 from windtunnel.sim.fleet import FleetConfig, Pool
@@ -303,3 +309,52 @@ def test_SV_4_a_cancel_takes_the_same_way_as_its_dispatch() -> None:
     assert row(run, "a")["outcome"] == "local_cancelled"
     assert control.late_events == 0
     assert run.replicas.output_tokens.sum() < 10  # it does not run on
+
+
+# -- the scenario ----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("variant", ["", "@aggregated", "@enough", "@thin", "@one_prefill"])
+def test_the_scenario_shows_what_it_says(variant: str) -> None:
+    scenario = Scenario.load(f"disaggregated{variant}")
+    run = scenario.run()
+    checked = check_expectations(run, scenario.expect)
+    assert checked and all(c.holds for c in checked), checked
+
+
+def test_the_scenarios_log_replays_and_its_history_is_sound() -> None:
+    run = Scenario.load("disaggregated").with_({"duration_s": 20.0, "warmup_s": 0.0, "faults": [
+        {"kind": "crash", "at_s": 5.0, "pool": "prompts", "replicas": [0]}, {"kind": "crash", "at_s": 9.0, "pool": "answers", "replicas": [1]}]}).run(
+            record="full", check=True)
+    assert violations(run) == []
+    agreed = replay(run)
+    assert agreed.events > 500 and agreed.effects > 200
+    lost = run.requests[run.requests.reason == "kv_lost"]
+    assert len(lost) > 2 and set(lost.outcome) == {"provider_failure"}
+
+
+def test_the_planner_sizes_both_pools() -> None:
+    scenario = Scenario.load("disaggregated").with_({"duration_s": 60.0, "warmup_s": 0.0, "fleet.pools.prompts.max": 4, "fleet.pools.answers.max": 4,
+                                                     "source.rate_rps": 20})
+    facts = pool_facts(scenario.build_fleet())
+    limits = {"max_num_batched_tokens": 8192, "max_num_seqs": 256, "max_kv_tokens": 400_000, "context_length": 131_072}
+    block = {"mode": "disagg", "pools": {"prefill": {"limits": limits}, "decode": {"limits": limits}}, "budget": {"max_gpus": 8},
+             "throughput": {"enabled": True, "interval_s": 10}, "load": {"enabled": True, "interval_s": 5}}
+
+    def control() -> Control:
+        built = scenario.build_control(pools=facts, wants=wants_of("full"))
+        planner = build_pipeline_planner(read_planner(block), facts, wants=wants_of("full"))
+        return Control(lanes=built.lanes, fleet=built.fleet, planner=planner, settings=built.settings, wants=wants_of("full"))
+
+    flown = control()
+    run = Simulated(scenario.build_fleet(), seed=3, record="full", check=True, until=60.0).run(flown, scenario.build_source(seed=3))
+    assert violations(run) == []
+    reports = [step.event for step in LogReader(run.tables.log).steps() if step.event["e"] == "StepReported"]  # type: ignore[arg-type]
+    told = {role: [r["report"] for r in reports if r["replica"].startswith(name)] for role, name in (("prefill", "prompts"), ("decode", "answers"))}
+    assert told["prefill"] and told["decode"]
+    assert all(not r["scheduled"].get("num_decode") for r in told["prefill"])
+    assert any(r["scheduled"].get("num_decode") for r in told["decode"])
+    assert all(not r["scheduled"].get("num_prefill") for r in told["decode"])
+    targets = {pool for d in run.decisions[run.decisions.effect == "ScaleTo"].pool.dropna() for pool in [d]}
+    assert targets, run.decisions.effect.value_counts()
+    replay(run, lambda header: control())

@@ -122,7 +122,7 @@ def test_CS_30_the_first_twenty_are_shown_and_all_counted(file: Path) -> None:
 
 
 def test_CS_1_parts_that_do_not_exist_yet_are_unknown_keys(file: Path) -> None:
-    for key in ("catalog", "sweep"):
+    for key in ("cluster", "sweep"):
         with pytest.raises(ConfigUnknownKeyError, match=f"{key}: unknown key"):
             Scenario.load(file, overrides=[f"{key}=[]"])
 

@@ -236,3 +236,22 @@ def test_SF_12_a_pair_in_small_pools_always_ends(jobs: list[Any], blocks: int, f
     fast = fly(False)
     assert fast == fly(True)
     assert all(fast[0][id][0] == jobs[int(id[1:])][2] for id in fast[0])
+
+
+def test_SE_15_who_waits_for_room_is_in_line_on_the_decode_side() -> None:
+    pair = Pair(decode={"num_blocks": 10})
+    for i in range(3):
+        pair.send(f"q{i}", 90, 30)
+    seen: list[Any] = []
+    pair.agenda.at(0.05, ARRIVAL, lambda _: seen.append((pair.d.waiting, pair.d.state_at(0.05).waiting, pair.d.queued())))
+    pair.run()
+    assert seen == [(2, 2, (0, 180))]
+
+
+def test_SE_9_a_reservation_does_not_stay_in_the_token_queue() -> None:
+    pair = Pair(decode={"max_queued_tokens": 100})
+    for i in range(3):
+        pair.send(f"q{i}", 90, 30, at_s=0.5 * i)
+    pair.run()
+    assert pair.refused == [None] * 3 and len(pair.done) == 3
+    assert pair.d._waiting_tokens == 0

@@ -21,6 +21,7 @@ from windtunnel.policy.param import BuildContext, PoolFacts
 from windtunnel.policy.queueing.fair import Queue
 from windtunnel.policy.routing.fleet import Fleet
 from windtunnel.policy.routing.pairs import sides_of
+from windtunnel.sim.catalog import SHIPPED, Catalog
 from windtunnel.sim.faults import Fault, surges_of
 from windtunnel.sim.fleet import FleetConfig
 from windtunnel.sim.pd import pairs_of
@@ -135,7 +136,7 @@ def pool_facts(fleet: FleetConfig, *, steps: bool = False) -> tuple[PoolFacts, .
                  for p in fleet.pools.values())
 
 
-def build_fleet(spec: Any, base: Path) -> FleetConfig:
+def build_fleet(spec: Any, base: Path, catalog: Catalog = SHIPPED) -> FleetConfig:
     """The simulated fleet; ConfigInfeasibleError with the arithmetic for a pool that cannot run."""
     from windtunnel.lab.build_pool import build_pool, with_auto_weights
 
@@ -143,7 +144,7 @@ def build_fleet(spec: Any, base: Path) -> FleetConfig:
     pools = {}
     for name, pool in spec.pools.items():
         try:
-            pools[name] = build_pool(name, pool, base, split=pool.model in split)
+            pools[name] = build_pool(name, pool, base, split=pool.model in split, catalog=catalog)
         except ConfigInfeasibleError as error:
             error.message = f"fleet.pools.{name}: {error.message}"
             raise

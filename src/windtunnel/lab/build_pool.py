@@ -25,7 +25,7 @@ from windtunnel.lab.fleet_spec import (
     VidurSpec,
 )
 from windtunnel.sim.capacity import kv_blocks, refuse_infeasible
-from windtunnel.sim.catalog import BYTES, Architecture, Gpu, gpu, model
+from windtunnel.sim.catalog import BYTES, SHIPPED, Architecture, Catalog, Gpu
 from windtunnel.sim.engine import EngineConfig, HostCosts
 from windtunnel.sim.fleet import Pool, Startup
 from windtunnel.sim.scrape import ScrapeModel
@@ -42,10 +42,10 @@ from windtunnel.sim.transfer import KvLink
 TYPICAL_CONTEXT = 1024  # tokens of a request in the samples of step times
 
 
-def build_pool(name: str, spec: PoolSpec, base: Path, *, split: bool = False) -> Pool:
+def build_pool(name: str, spec: PoolSpec, base: Path, *, split: bool = False, catalog: Catalog = SHIPPED) -> Pool:
     """The pool; ConfigInfeasibleError, with the sum, if the model does not fit. split: it shares requests with other pools of its model."""
     spec = _as_measured(spec, base)
-    arch, card = model(spec.model), gpu(spec.gpu)
+    arch, card = catalog.model(spec.model), catalog.gpu(spec.gpu)
     measured = _measured(spec, base)
     dtype, kv_dtype = _dtypes(spec, measured)
     service: Any = spec.service

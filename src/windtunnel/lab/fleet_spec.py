@@ -13,6 +13,7 @@ from windtunnel.lab.dist_spec import DistSpec
 from windtunnel.lab.kinds import Spec, spec_of
 from windtunnel.lab.sentences import place
 from windtunnel.lab.yamlfile import Document, dotted
+from windtunnel.sim.catalog import Catalog
 from windtunnel.sim.engine import EngineConfig
 from windtunnel.sim.service import ServiceConfig
 from windtunnel.sim.stepmodels.affine import Affine
@@ -189,12 +190,10 @@ class FleetSpec(Spec):
         """The model that requests without one ask for: the first pool's."""
         return next(iter(self.pools.values())).model
 
-    def wrong_names(self, doc: Document) -> Iterator[ConfigError]:
+    def wrong_names(self, doc: Document, catalog: Catalog) -> Iterator[ConfigError]:
         """Models and GPUs that are not in the catalogue."""
-        from windtunnel.sim.catalog import gpu, model
-
         for name, pool in self.pools.items():
-            for key, find, given in (("model", model, pool.model), ("gpu", gpu, pool.gpu)):
+            for key, find, given in (("model", catalog.model, pool.model), ("gpu", catalog.gpu, pool.gpu)):
                 try:
                     find(given)
                 except ConfigUnknownModelError as error:

@@ -81,6 +81,11 @@ class Requests:
         codes, words = self.words(name)
         return np.isin(codes, [i for i, w in enumerate(words) if w in wanted])
 
+    @property
+    def ids(self) -> list[str]:
+        """Ids of all rows."""
+        return self._table.column("request_id").to_pylist()  # type: ignore[no-any-return]
+
     @cached_property
     def success(self) -> Mask:
         return self.is_word("outcome", "success")

@@ -36,10 +36,11 @@ def wants_of(level: str) -> frozenset[str]:
 class Recorder:
     """Takes every handled event with its effects, in order; `close` gives the tables.
 
+    itl: keep the engines' steps and who decoded in which, for the gaps between tokens; the world must tell them.
     control_name: "main" or a shadow's name. log: a live run's writer; a simulated run at level `full` calls `open_log`.
     """
 
-    def __init__(self, level: str = "requests", *, control_name: str = "main", log: LogWriter | None = None) -> None:
+    def __init__(self, level: str = "requests", *, control_name: str = "main", log: LogWriter | None = None, itl: bool = False) -> None:
         if level not in LEVELS:
             raise ConfigValueError("record", f"expected one of {', '.join(LEVELS)}, got {level!r}")
         self.level, self.log = level, log
@@ -48,6 +49,8 @@ class Recorder:
         self._series: tuple[list[float], list[str], list[str], list[float]] = ([], [], [], [])
         self._replicas: list[dict[str, Any]] = []
         self._steps: list[pa.Table] = []
+        self._decodes: list[tuple[Any, ...]] = []
+        self.itl = itl
         self._details = DecisionRows(control_name, everything=level == "full") if level != "requests" else None
         self._slow = self._details is not None or log is not None
 
@@ -103,10 +106,21 @@ class Recorder:
         self._replicas.append(dict(row))
 
     def pieces(self, replica: str, rows: Mapping[str, Any]) -> None:
-        """Runs of equal engine steps of one replica: columns of the steps table, `replica` apart. Kept at level `full`."""
-        if self.level == "full":
+        """Runs of equal engine steps of one replica: columns of the steps table, `replica` apart. Kept with `itl`."""
+        if self.itl:
             n = len(next(iter(rows.values()), ()))
             self._steps.append(tables.arrow_table("steps", {"replica": [replica] * n, **rows}))
+
+    def decodes(self, rows: Sequence[tuple[Any, ...]]) -> None:
+        """Who decoded in which of these steps: columns of the decodes table, by id of the submission. Kept with `itl`."""
+        if self.itl:
+            self._decodes.extend(rows)
+
+    def _decodes_table(self) -> pa.Table:
+        known = set(self._originals.table().column("request_id").to_pylist())
+        ids = [row[0] if row[0] in known else row[0].rpartition("!")[0] for row in self._decodes]  # a client's retry
+        named = dict(zip(("replica", "t_s", "first_s", "step0", "steps"), zip(*(row[1:] for row in self._decodes))))
+        return tables.arrow_table("decodes", {"request_id": ids, **{name: list(column) for name, column in named.items()}})
 
     def close(self, now: float, *, complete: bool = True) -> Tables:
         """The tables. What is still open has no outcome and no end; reason `cut`, or `stopped` if the run is not complete."""
@@ -120,8 +134,10 @@ class Recorder:
         }
         if self._details is not None:
             made |= {"decisions": self._details.decisions, "notes": self._details.notes}
-            if self.level == "full":
-                made["steps"] = lambda: pa.concat_tables([tables.arrow_table("steps", {}), *self._steps]).unify_dictionaries()
+        if self.itl or self.level == "full":
+            made["steps"] = lambda: pa.concat_tables([tables.arrow_table("steps", {}), *self._steps]).unify_dictionaries()
+        if self.itl:
+            made["decodes"] = self._decodes_table
         log = self.log
         kept = None if log is None else (log.data() if log.path is None else log.path)
         return Tables(self.level, made, end_s=now, log=kept)

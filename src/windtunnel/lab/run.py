@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from windtunnel.errors import ConfigMetricError, RunCorruptError, RunNotRecordedError
-from windtunnel.lab import columns, metrics, render, stats, store
+from windtunnel.lab import columns, itl, metrics, render, stats, store
 from windtunnel.lab.decisions import plans_of
 from windtunnel.lab.expression import Expression
 from windtunnel.lab.metrics import Requests
@@ -157,7 +157,7 @@ class Run:
         """
         found = Expression.parse(expression, names_of(self.meta.slo))
         if found.name == "itl_s":
-            raise RunNotRecordedError(f'itl_s needs record: full and an engine that reports its steps; this run has "{self.tables.level}"')
+            return self._itl(found)
         if not found.stat:
             return self._scalar(found)
         rows = Requests(self.tables.arrow("requests"))
@@ -184,6 +184,14 @@ class Run:
         order = np.argsort(part.number("ended_s"), kind="stable")  # who never ended comes last
         values = part.number(found.name)[order][keep[order]]
         return stats.batch_means(values[~np.isnan(values)], level=level, quantile=quantile)
+
+    def _itl(self, found: Expression) -> float | None:
+        if not itl.recorded(self.tables):
+            needs = "itl: true or record: full, and engines that report their steps"
+            raise RunNotRecordedError(f'itl_s needs {needs}; this run has "{self.tables.level}"')
+        rows = Requests(self.tables.arrow("requests"))
+        seconds, counts = itl.Gaps(self.tables, rows).of(rows.only(found.keep(rows)).keep)
+        return itl.statistics(seconds, counts, (found.stat,))[found.stat]
 
     def _scalar(self, found: Expression) -> float | None:
         if not found.filters:

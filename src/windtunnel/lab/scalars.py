@@ -77,9 +77,18 @@ def scalars_of(run: Run, rows: Requests, slo: Mapping[str, Any], window: tuple[f
     out |= _fairness(run, rows, base)
     out |= _series(run, base)
     out |= _cost(run, out)
-    out["per_step_share"] = out["perfect_gpu_hours"] = out["regret_gpu_hours"] = None
+    out["per_step_share"] = _per_step(run)
+    out["perfect_gpu_hours"] = out["regret_gpu_hours"] = None
     out["decision_count"] = len(run.tables.arrow("decisions")) if "decisions" in run.tables.names else None
     return out
+
+
+def _per_step(run: Run) -> float | None:
+    """Share of the engines' steps that were taken one by one; None without steps."""
+    table = run.tables.arrow("replicas")
+    if "per_step_steps" not in table.column_names:
+        return None  # a run saved before this was recorded
+    return ratio(pc.sum(table.column("per_step_steps")).as_py(), pc.sum(table.column("steps")).as_py())
 
 
 def _prefix(rows: Requests) -> tuple[float, float, int]:

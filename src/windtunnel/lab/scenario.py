@@ -13,6 +13,7 @@ from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
 from windtunnel.errors import ConfigError, ConfigMetricError, ConfigValueError
 from windtunnel.lab import locate, overrides, registry
+from windtunnel.lab.catalog_spec import CatalogSpec
 from windtunnel.lab.control_spec import ControlSpec, preset_part
 from windtunnel.lab.expect import ExpectSpec
 from windtunnel.lab.fleet_spec import FleetSpec
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from windtunnel.sources.source import Source
 
 FaultSpec = spec_of(Fault)
-NOT_IN_DIGEST = ("name", "question", "compare", "expect", "knobs", "record", "seed")
+NOT_IN_DIGEST = ("name", "question", "compare", "expect", "knobs", "record", "itl", "seed")
 
 
 class Scenario(Spec):
@@ -53,6 +54,9 @@ class Scenario(Spec):
     grace_s: float = Field(default=30.0, ge=0, description="How long requests may still run after duration_s (s).")
     seed: int = Field(default=0, ge=0, lt=2**63)
     record: Literal["requests", "decisions", "full"] = "requests"
+    itl: bool = Field(default=False, description="Keep what exact gaps between tokens (itl_s) are made from; on with record: full, and where "
+                                                 "expect names itl_s.")
+    catalog: CatalogSpec = Field(default=CatalogSpec(), description="Models and GPUs that are not shipped, or other facts of those that are.")
     fleet: FleetSpec
     source: SourceSpec
     control: ControlSpec = ControlSpec()
@@ -112,15 +116,16 @@ class Scenario(Spec):
             made = cls.model_validate_json(json.dumps(doc.data), strict=True)
         except ValidationError as error:
             raise one_or_all(explain(error, doc, schema())) from None
-        wrong = list(made._wrong_names(doc))
+        wrong = list(made._wrong_names(doc, base))
         if wrong:
             raise one_or_all(wrong)
         made._base = base
         return made
 
-    def _wrong_names(self, doc: Document) -> Iterator[ConfigError]:
+    def _wrong_names(self, doc: Document, base: Path) -> Iterator[ConfigError]:
         """Names that only other parts of the file, or the catalogues, can judge."""
-        yield from self.fleet.wrong_names(doc)
+        wrong = list(self.catalog.wrong_entries(base, doc))
+        yield from wrong or list(self.fleet.wrong_names(doc, self.catalog.build(base)))
         for n, expected in enumerate(self.expect):
             try:
                 expected.parse(names_of(self.slo.bounds()))
@@ -199,7 +204,7 @@ class Scenario(Spec):
         """The simulated fleet; raises ConfigInfeasibleError for what cannot run."""
         from windtunnel.lab.build import build_fleet
 
-        return build_fleet(self.fleet, self._base)
+        return build_fleet(self.fleet, self._base, self.catalog.build(self._base))
 
     def build_faults(self) -> tuple[Fault, ...]:
         """The faults; each was checked when the scenario was read."""
@@ -230,7 +235,7 @@ class Scenario(Spec):
 
         level, seed = record or self.record, self.seed if seed is None else seed
         world = Simulated(self.build_fleet(), seed=seed, replication=replication, record=level, check=check, until=self.duration_s,
-                          grace_s=self.grace_s, faults=self.build_faults())
+                          grace_s=self.grace_s, faults=self.build_faults(), itl=self.itl or any(e.metric.startswith("itl_s") for e in self.expect))
         control = self.build_control(seed=seed, replication=replication, wants=Recorder(level).wants)
         return world, control, self.build_source(seed=seed, replication=replication)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from windtunnel.errors import ConfigValueError
-from windtunnel.lab import metrics, scalars
+from windtunnel.lab import itl, metrics, scalars
 from windtunnel.lab.metrics import ADJUSTED, STATS, Mask, Requests
 
 if TYPE_CHECKING:
@@ -41,6 +41,10 @@ class Summary:
             rows = rows.only(only(rows))
         self.values: dict[str, Any] = scalars.scalars_of(run, rows, self.slo, window)
         self._stats = {name: metrics.statistics(rows.values(name)) for name in TABLE_ROWS}
+        self._gaps = itl.Gaps(run.tables, rows) if itl.recorded(run.tables) else None
+        if self._gaps is not None:
+            self._stats["itl_s"] = found = itl.statistics(*self._gaps.of(rows.keep), STATS)
+            self.values |= {f"itl_s.{s}": found[s] for s in ("p50", "p90", "p99")}
         lost = len(rows) - int(self.values["completed"])
         for name in _LINES:
             reached = rows.values(name)
@@ -51,7 +55,7 @@ class Summary:
     def table(self) -> pd.DataFrame:
         """One row per metric, one column per statistic, `n` first; unknown NA. SI seconds and tokens."""
         names = ["n", *(s for s in STATS if s != "count"), *ADJUSTED]
-        return pd.DataFrame({s: [self._stats[m].get(s) for m in TABLE_ROWS] for s in names}, index=pd.Index(TABLE_ROWS, name="metric"))
+        return pd.DataFrame({s: [x.get(s) for x in self._stats.values()] for s in names}, index=pd.Index(list(self._stats), name="metric"))
 
     def _groups(self, run: Run, rows: Requests) -> pd.DataFrame:
         """One row per group: all scalars that are defined for a part of the requests, and the usual percentiles."""
@@ -64,6 +68,9 @@ class Summary:
             for name in _LINES:
                 stat = metrics.statistics(part.values(name), ("p50", "p99"))
                 found |= {f"{name}.p50": stat["p50"], f"{name}.p99": stat["p99"], f"{name}.n": stat["n"]}
+            if self._gaps is not None:
+                stat = itl.statistics(*self._gaps.of(part.keep), ("p50", "p99"))
+                found |= {"itl_s.p50": stat["p50"], "itl_s.p99": stat["p99"], "itl_s.n": stat["n"]}
             out.append(found)
         return pd.DataFrame(out)
 
@@ -71,8 +78,7 @@ class Summary:
         """Plain data: every scalar, the statistics by metric, and the names that the command line prints. +infinity is "inf"."""
         v = self.values
         out = dict(v)
-        for name in TABLE_ROWS:
-            found = self._stats[name]
+        for name, found in self._stats.items():
             out[name] = {"mean": found["avg"], **{s: found[s] for s in ("p50", "p95", "p99", "n")}}
         out |= {"requests": v["offered"], "output_tokens_per_s": v["output_tps"], "cost_usd": v["usd"]}
         return {k: _json(x) for k, x in out.items()}
@@ -88,7 +94,8 @@ class Summary:
         load = f"load    offered {number(v['offered_rps'])} rps{good}   rejected {share(v['rejected_fraction'])}   {v['basis']}"
         out = [load]
         timed = bool(self._stats["tpot_s"]["max"])  # stations serve in seconds and tell no tokens
-        for name in ("ttft_s", *(("tpot_s",) if timed else ()), *(("e2e_s",) if not timed or _bound(self.slo, "e2e_s") else ())):
+        for name in ("ttft_s", *(("tpot_s",) if timed else ()), *(("itl_s",) if self._stats.get("itl_s", {}).get("n") else ()),
+                     *(("e2e_s",) if not timed or _bound(self.slo, "e2e_s") else ())):
             s = self._stats[name]
             mark = "*" if s["n"] and s["n"] < 100 else ""  # type: ignore[operator]
             line = f"{name:<7} p50 {number(s['p50']):<7} p95 {number(s['p95']):<7} p99 {number(s['p99']) + mark:<7}"

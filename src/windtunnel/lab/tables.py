@@ -132,6 +132,7 @@ REPLICAS = _columns(
     "prefix_hit_blocks int - ? Prompt blocks found in its cache.", "prefix_query_blocks int - ? Prompt blocks looked up.",
     "prefix_hit_tokens int tokens ? Prompt tokens found in its cache.", "prefix_query_tokens int tokens ? Prompt tokens looked up.",
     "prefix_evictions int - ? Cached blocks that had to make room.",
+    "per_step_steps int - ? Of its steps, those taken one by one because their model allows no runs.",
     "gpu_seconds float s ? From asking to gone, times GPUs.", "usd float usd ? What that cost; NA if the price is unknown.",
     "kwh float kwh ? Energy, where modelled.",
 )
@@ -142,6 +143,11 @@ STEPS = _columns(
     "decode_seqs int - ! Decoding requests.", "kv_tokens0 int tokens ? Resident KV tokens at its start.",
     "kv_used_fraction0 float - ? Used share of the KV cache at its start.", "prefill_tokens int tokens ? Prompt tokens per step.",
     "prefill_request id - ? Whose prompt.", "running int - ? Requests in the batch.", "waiting int - ? Requests that wait in the engine.",
+)
+DECODES = _columns(
+    "request_id id - ! The original request.", "replica word - ! Replica.", "t_s float s ! When it got its token before.",
+    "first_s float s ? When the next one came, where that is not the end of step0 + 1.",
+    "step0 int - ! Number of the replica's step before.", "steps int - ! Steps in which it then got tokens.",
 )
 SERIES = _columns(
     "t_s float s ! When.", "name word - ! What was sampled.", "key word - ! Of which tenant, pool, replica or resource.",
@@ -154,10 +160,11 @@ NOTES = _columns(
     "detail id - ? JSON object.",
 )
 SCHEMAS: Mapping[str, tuple[Column, ...]] = {
-    "requests": REQUESTS, "decisions": DECISIONS, "replicas": REPLICAS, "steps": STEPS, "series": SERIES, "notes": NOTES,
+    "requests": REQUESTS, "decisions": DECISIONS, "replicas": REPLICAS, "steps": STEPS, "decodes": DECODES, "series": SERIES, "notes": NOTES,
 }
 LEVEL_OF: Mapping[str, str] = {
-    "requests": "requests", "decisions": "decisions", "replicas": "requests", "steps": "full", "series": "requests", "notes": "decisions",
+    "requests": "requests", "decisions": "decisions", "replicas": "requests", "steps": "full", "decodes": "full", "series": "requests",
+    "notes": "decisions",
 }
 
 

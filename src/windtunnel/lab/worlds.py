@@ -103,16 +103,17 @@ class Simulated:
     """The simulated world: virtual time, deterministic.
 
     record: "requests" (one row per request), "decisions" (plus one row per effect) or "full" (plus every event, for replay).
+    itl: keep what the exact gaps between tokens are made from (always with "full"; some 6 % more CPU).
     until: run seconds after which nothing arrives; check: assert conservation after every event; step_every: no fast-forward (an oracle).
     """
 
     def __init__(self, fleet: FleetConfig, *, seed: int = 0, replication: int = 0, record: str = "requests", check: bool = False,
                  until: float | None = None, grace_s: float = 30.0, sample_s: float = 1.0, step_every: bool = False,
-                 faults: Sequence[Fault] = ()) -> None:
+                 faults: Sequence[Fault] = (), itl: bool = False) -> None:
         self.fleet, self.seed, self.replication, self.record = fleet, seed, replication, record
         self._options: dict[str, Any] = {
             "seed": seed, "replication": replication, "until": until, "grace_s": grace_s, "sample_s": sample_s, "check": check,
-            "step_every": step_every, "faults": tuple(faults),
+            "step_every": step_every, "faults": tuple(faults), "itl": itl or record == "full",
         }
 
     def __repr__(self) -> str:
@@ -125,7 +126,7 @@ class Simulated:
 
     def start(self, control: Control, source: Source, *, name: str = "run", scenario: Scenario | None = None, **meta: Any) -> Flight:
         """A steppable flight. `meta`: further fields of the run's header (slo, control_spec, scenario_digest, planned_s)."""
-        recorder = Recorder(self.record)
+        recorder = Recorder(self.record, itl=self._options["itl"])
         header = RunMeta(
             name=name, world="simulated", mode="simulated", seed=self.seed, replication=self.replication, record=self.record,
             provenance=" · ".join(dict.fromkeys(p.provenance for p in self.fleet.pools.values() if p.provenance)),

@@ -35,15 +35,15 @@ class Catalog:
         self._made: dict[tuple[str, str], Any] = {}
 
     @classmethod
-    def load(cls, paths: Sequence[Path]) -> Catalog:
-        """The shipped catalogue and these YAML files, each with `models:` or `gpus:`; a later file wins.
+    def load(cls, paths: Sequence[Path], entries: dict[str, dict[str, dict[str, Any]]] | None = None) -> Catalog:
+        """The shipped catalogue and these YAML files, each with `models:` or `gpus:`, then these entries; a later one wins.
 
         An entry of a name that exists is an override: keys that it leaves out keep their value. Raises ConfigFileError, ConfigUnknownKeyError.
         """
         mine: dict[str, dict[str, dict[str, Any]]] = {"models": {}, "gpus": {}}
-        for path in paths:
-            for kind, entries in _own_file(path).items():
-                for name, facts in entries.items():
+        for data in (*map(_own_file, paths), entries or {}):
+            for kind, named in data.items():
+                for name, facts in named.items():
                     mine[kind][name] = mine[kind].get(name, {}) | facts
         return cls(mine)
 

@@ -19,6 +19,7 @@ from windtunnel.events import Arrived, Cancelled, Event, Failed, Finished, First
 from windtunnel.policy.control import Control
 from windtunnel.sim.agenda import ARRIVAL, Agenda, Call
 from windtunnel.sim.asking import Asking
+from windtunnel.sim.decodes import Decodes
 from windtunnel.sim.engine import Attempt
 from windtunnel.sim.faults import Fault, Faults
 from windtunnel.sim.fleet import DRAINING, READY, FleetConfig, Pool, SimFleet
@@ -60,13 +61,14 @@ class Progress:
 class SimDriver:
     """Runs one control and one source against a simulated fleet.
 
+    itl: record who decoded in which step, for the gaps between tokens.
     until: arrivals at or after it are not delivered; what still runs gets `grace_s`, then its clients leave. sample_s: grid of the series.
     check=True asserts conservation after every event. Deterministic: same inputs, same log, however `advance` is sliced.
     """
 
     def __init__(self, control: Control, source: Source, fleet: FleetConfig, recorder: Recorder, *, seed: int = 0, replication: int = 0,
                  until: float | None = None, grace_s: float = 30.0, sample_s: float = 1.0, check: bool = False, step_every: bool = False,
-                 faults: Sequence[Fault] = ()) -> None:
+                 faults: Sequence[Fault] = (), itl: bool = False) -> None:
         missing = (control.needs | source.needs) - GIVES
         if missing:
             raise ConfigNeedsError(sorted(missing)[0], "the control or the source", "simulated")
@@ -80,6 +82,7 @@ class SimDriver:
         self.fleet = SimFleet(fleet, self.agenda, self._deliver, seed=seed, replication=replication, engine_options=self._engine_options)
         self._network_s = fleet.network_s
         self.handoffs = self._handoffs(fleet)
+        self._decodes = Decodes(self.fleet) if itl else None
         self.faults = Faults(faults, self.fleet, self.agenda, lambda note: recorder.note(self.agenda._now, note), seed=seed,
                              replication=replication, until=until) if faults else None
         self.fleet.note = lambda note: recorder.note(self.agenda._now, note)
@@ -314,7 +317,7 @@ class SimDriver:
 
     def _engine_options(self, name: str, pool: Pool) -> dict[str, Any]:
         """Callbacks of the engine of replica `name`."""
-        numbers = engine_numbers if self.handoffs is None or pool.link is None else pair_numbers
+        paired = self.handoffs is not None and pool.link is not None
         options: dict[str, Any] = {"step_every": self._step_every, "check": self._check}
 
         tells_progress = "progress" in self._needs
@@ -331,7 +334,7 @@ class SimDriver:
             if delay and first is not None:
                 first += delay
             back(Finished(attempt.id, attempt.dispatch, name, attempt.generated, attempt.prompt, attempt.cached_tokens, attempt.started_s, first,
-                          "length", numbers(attempt)))
+                          "length", pair_numbers(attempt) if paired else engine_numbers(attempt) if attempt.preemptions else None))
             if replica.state == DRAINING:
                 self.fleet.emptied(replica)
 
@@ -358,7 +361,9 @@ class SimDriver:
             options["fpm_interval_s"] = REPORT_S
         if "started" in self._needs or tells_progress:
             options["on_started"] = lambda a: self._begun(a, name)
-        return options if self.handoffs is None or pool.link is None else self.handoffs.options(name, pool, options)
+        if self.handoffs is not None and paired:
+            options = self.handoffs.options(name, pool, options)
+        return options if self._decodes is None else self._decodes.options(name, options)
 
     def _begun(self, attempt: Attempt, name: str) -> None:
         if "progress" in self._needs:
@@ -455,18 +460,21 @@ class SimDriver:
         self.fleet.finish(now)
         for row in sorted(self.fleet.rows, key=lambda r: (r["pool"], r["ordinal"])):
             self.recorder.replica_row(row)
+        if self._decodes is not None:
+            recorder: Any = self.recorder  # one that was asked for gaps between tokens
+            for name, rows in self._decodes.steps():
+                recorder.pieces(name, rows)
+            recorder.decodes(self._decodes.rows)
 
 
-def engine_numbers(attempt: Attempt) -> dict[str, Any] | None:
-    """What only the engine knows of a finished attempt; None when there is nothing to tell."""
-    if not attempt.preemptions:
-        return None
+def engine_numbers(attempt: Attempt) -> dict[str, Any]:
+    """What only the engine knows of a finished attempt."""
     return {"preemptions": attempt.preemptions, "recomputed_tokens": attempt.recomputed_tokens, "swapped_blocks": attempt.swapped_blocks}
 
 
 def pair_numbers(attempt: Attempt) -> dict[str, Any] | None:
-    """The same of an attempt that may have come from another replica."""
-    numbers = engine_numbers(attempt)
+    """The same of an attempt that may have come from another replica; None when there is nothing to tell."""
+    numbers = engine_numbers(attempt) if attempt.preemptions else None
     kv_bytes = getattr(attempt, "kv_bytes", None)
     if kv_bytes is None:
         return numbers

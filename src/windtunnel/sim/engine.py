@@ -85,7 +85,8 @@ class SimEngine(Runs):
 
     @property
     def waiting(self) -> int:
-        return self._waiting
+        """Requests in line: for the batch, or for room for KV that is to come."""
+        return self._waiting + len(self._kv_wait)
 
     # -- requests -------------------------------------------------------------------------------------------------------------------
 
@@ -251,7 +252,7 @@ class SimEngine(Runs):
         generated = self.output_tokens + ended * kv.n
         if self._g is not None and ended:
             generated += self._extra_now(D + ended) - self._extra_now(D)
-        return EngineState(len(self._running), self._waiting, fraction, generated)
+        return EngineState(len(self._running), self.waiting, fraction, generated)
 
     def steps_at(self, t: float) -> int:
         """Steps in which decodes got on, that had ended at any t inside the current run (or now)."""

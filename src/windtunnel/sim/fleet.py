@@ -12,7 +12,7 @@ from windtunnel.events import Event, ReplicaBooting, ReplicaGone, ReplicaReady, 
 from windtunnel.policy.param import check_number
 from windtunnel.sim.agenda import COMPLETION, Agenda
 from windtunnel.sim.cost import replica_row
-from windtunnel.sim.engine import EngineConfig, SimEngine
+from windtunnel.sim.engine import Attempt, EngineConfig, SimEngine
 from windtunnel.sim.lifecycle import BOOTING, DRAINING, GONE, PROVISIONING, READY, REQUESTED, STAGES, Nodes, SimReplica, Startup
 from windtunnel.sim.scrape import ScrapeModel
 from windtunnel.sim.service import ServiceConfig, Station, service_engine
@@ -102,6 +102,7 @@ class SimFleet:
         self._last_plan = 0
         self.boot_faults: BootFaults | None = None
         self.on_ready: Callable[[SimReplica], None] | None = None
+        self.on_dropped: Callable[[str, list[Attempt]], None] | None = None  # what was on a replica that is gone
         self.on_gone: Callable[[SimReplica], list[Event]] | None = None  # what to tell beside its loss
         self.note: Callable[[Note], None] | None = None
         self._nodes = Nodes(config.max_gpus)
@@ -286,7 +287,9 @@ class SimFleet:
 
     def _end(self, replica: SimReplica, reason: str) -> None:
         """Gone for good; what still ran is ended by Control from the one event."""
-        replica.engine.drop_all(reason)
+        dropped = replica.engine.drop_all(reason)
+        if self.on_dropped is not None:
+            self.on_dropped(replica.name, dropped)
         held = replica.on_node
         replica.state, replica.gone_reason = GONE, reason
         replica.times["gone_s"] = self.agenda.now

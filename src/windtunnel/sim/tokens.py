@@ -19,7 +19,7 @@ class Pieces:
     A row of k = 0 is a step of A seconds in which the decodes stood still. g: tokens that a decode gets per step.
     """
 
-    __slots__ = ("A", "B", "D0", "_back", "_still", "b", "g", "k", "late", "singles", "t0")
+    __slots__ = ("A", "B", "D0", "_back", "_still", "b", "cuts", "g", "k", "late", "singles", "t0")
 
     def __init__(self, g: float = 1.0) -> None:
         self.D0, self.k, self.b = array("q"), array("q"), array("q")
@@ -29,6 +29,7 @@ class Pieces:
         self._still: list[list[float]] = []  # [t0, seconds, decodes] of the steps without decodes since the last one with
         self._back: dict[int, float] = {}  # time of the last token of those who rejoin with the next step
         self.g = g
+        self.cuts: dict[tuple[str, int], dict[int, tuple[int, float]]] = {}  # by attempt: segment -> (step, time of its last token)
 
     def __len__(self) -> int:
         return len(self.D0)
@@ -48,6 +49,12 @@ class Pieces:
         self.add(D0, 0, 0, t0, seconds, 0.0)
         if b > len(self._back):
             self._still.append([t0, seconds, b - len(self._back)])
+
+    def cut(self, a: Attempt, D: int) -> float:
+        """A decode is preempted after step D: the time (run s) of its last token."""
+        last = self.last_token(a, D)
+        self.cuts.setdefault((a.id, a.dispatch), {})[len(a.segments or ()) - 1] = (D, last)
+        return last
 
     def rejoin(self, a: Attempt, D: int) -> None:
         """A request that has tokens already decodes from step D + 1 on: the gap to its last token, wherever that came, is its own."""

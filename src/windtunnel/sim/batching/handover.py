@@ -194,11 +194,11 @@ class HandOver(Progress):
     # -- looking ----------------------------------------------------------------------------------------------------------------------
 
     def queued(self) -> tuple[int, int]:
-        """(prompt tokens waiting, tokens of decodes waiting to come back). O(waiting)."""
+        """(prompt tokens waiting, tokens of decodes waiting to come back or to come). O(waiting)."""
         prompts = kv = 0
         for a in (*self._returned, *self._queue):
             if a.state == SWAPPED or (a.state == WAITING and a.computed):
                 kv += a.computed
             elif a.state == WAITING:
                 prompts += a.target
-        return prompts, kv
+        return prompts, kv + sum(a.prompt for a, _, _ in self._kv_wait)

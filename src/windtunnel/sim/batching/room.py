@@ -141,7 +141,7 @@ class Room(Intake):
         """Its blocks are free and it is in line again. What it had generated is never emitted again."""
         decoding = a.end_mark >= 0
         if decoding and self.pieces is not None:
-            a.lost_at = self.pieces.last_token(a, self.D)
+            a.lost_at = self.pieces.cut(a, self.D)
         self._leave(a)
         a.preempted_at = a.generated
         a.preemptions += 1
