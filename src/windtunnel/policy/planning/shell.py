@@ -126,6 +126,11 @@ class PipelinePlanner:
     def in_flight(self, count: Callable[[str], int]) -> None:
         self.rollout.in_flight = count
 
+    def _running_in(self, component: str) -> int:
+        """Own requests on the replicas of a pool."""
+        pool = self.pools[component]
+        return sum(map(self.rollout.in_flight, (*pool.ready, *pool.draining)))
+
     @property
     def needs(self) -> frozenset[str]:
         """What the world must give."""
@@ -194,6 +199,8 @@ class PipelinePlanner:
             self.plugins[reg.plugin_id] = plugin
             if hasattr(plugin, "waiting"):
                 plugin.waiting = self._waiting
+            if hasattr(plugin, "running"):
+                plugin.running = self._running_in
         self.journal.count("registrations_total", "accepted")
         self.journal.add("registered", reg.plugin_id, stage=entry.stage.value, priority=reg.priority, subject=subject)
         return entry
