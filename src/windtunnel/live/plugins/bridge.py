@@ -156,9 +156,24 @@ def _shape(kind: type) -> tuple[_Field, ...]:
     return tuple(out)
 
 
+@cache
+def _flat(kind: type) -> tuple[Callable[[Any], Sequence[Any]], tuple[_Field, ...]] | None:
+    """(reads the values, fields that must be there) of a dataclass of scalars that are never None."""
+    shape = _shape(kind)
+    if len(shape) < 2 or any(f.nullable or f.mode not in (PLAIN, PRESENT) for f in shape):
+        return None
+    return attrgetter(*(f.wire for f in shape)), tuple(f for f in shape if f.mode == PRESENT)
+
+
 def _read(message: Any, kind: type) -> Any:
-    values = []
-    has = message.HasField
+    values: list[Any] = []
+    has, flat = message.HasField, _flat(kind)
+    if flat is not None:
+        get, needed = flat
+        for f in needed:
+            if not has(f.wire):
+                raise PluginSerializationError(f"{kind.__name__}.{f.name} is missing")
+        return kind(*get(message))
     for f in _shape(kind):
         mode, wire = f.mode, f.wire
         if mode == PLAIN:

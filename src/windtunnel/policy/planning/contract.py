@@ -74,6 +74,9 @@ class TrafficMetrics:
         real("traffic.coverage", self.coverage, 0, 1)
 
 
+INTS, INF = {int}, float("inf")
+
+
 @dataclass(frozen=True, slots=True)
 class StepLoad:
     """What an engine step holds, or what waits for one: requests and tokens."""
@@ -88,6 +91,10 @@ class StepLoad:
     var_decode_kv_tokens: float = 0.0
 
     def __post_init__(self) -> None:
+        counts = (self.num_prefill, self.prefill_tokens, self.prefill_kv_tokens, self.num_decode, self.decode_kv_tokens)
+        if INTS == {type(count) for count in counts} and min(counts) >= 0 and type(self.var_prefill_length) is float and (
+                type(self.var_decode_kv_tokens) is float and 0.0 <= self.var_prefill_length < INF and 0.0 <= self.var_decode_kv_tokens < INF):
+            return
         for name in ("num_prefill", "prefill_tokens", "prefill_kv_tokens", "num_decode", "decode_kv_tokens"):
             whole(f"step_load.{name}", getattr(self, name))
         real("step_load.var_prefill_length", self.var_prefill_length)
