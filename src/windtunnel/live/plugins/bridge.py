@@ -22,23 +22,25 @@ from windtunnel.policy.planning.contract import Accept, ObservationData, Overrid
 try:
     from google.protobuf.message import DecodeError, Message
 
-    from windtunnel.live.plugins import planner_pb2 as pb
+    from windtunnel.live.plugins import planner_pb2
 except ImportError as error:
     raise ExtraMissingError("planner plugins over gRPC", "grpc") from error
 
+pb: Any = planner_pb2  # its names are made at run time
 ON_WIRE = {("StageRequest", "tick_at"): "tick_at_s", ("StageRequest", "now"): "now_s"}
 STAGES = {stage: i for i, stage in enumerate(Stage, start=1)}
 STAGES_BACK = {i: stage for stage, i in STAGES.items()}
 PAYLOADS: dict[type, str] = {Accept: "accept", Override: "override", Reject: "reject"}
 
 
-def to_proto(value: Any) -> Message:
+def to_proto(value: Any) -> Any:
     """The message of a contract value. What all requests of a tick have in common, its observations, is written once."""
     if isinstance(value, StageResponse):
         if value.answer is None:
-            return pb.StageResponse(final=value.final)  # type: ignore[no-any-return]
-        return pb.StageResponse(**{PAYLOADS[type(value.answer)]: to_proto(value.answer)}, final=value.final)  # type: ignore[no-any-return]
-    message, names, get, plain = _writer(type(value))
+            return pb.StageResponse(final=value.final)
+        return pb.StageResponse(**{PAYLOADS[type(value.answer)]: to_proto(value.answer)}, final=value.final)
+    kind: Any = type(value)
+    message, names, get, plain = _writer(kind)
     values = get(value)
     if not plain:
         values = [_put(item) for item in values]

@@ -92,7 +92,7 @@ class StepLoad:
 
     def __post_init__(self) -> None:
         counts = (self.num_prefill, self.prefill_tokens, self.prefill_kv_tokens, self.num_decode, self.decode_kv_tokens)
-        if INTS == {type(count) for count in counts} and min(counts) >= 0 and type(self.var_prefill_length) is float and (
+        if {type(count) for count in counts} == INTS and min(counts) >= 0 and type(self.var_prefill_length) is float and (
                 type(self.var_decode_kv_tokens) is float and 0.0 <= self.var_prefill_length < INF and 0.0 <= self.var_decode_kv_tokens < INF):
             return
         for name in ("num_prefill", "prefill_tokens", "prefill_kv_tokens", "num_decode", "decode_kv_tokens"):

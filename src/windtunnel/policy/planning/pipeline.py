@@ -34,8 +34,9 @@ from windtunnel.policy.planning.roster import Entry, Roster, Snapshot
 Action = Literal["apply", "skip_no_targets", "skip_short_circuit", "skip_tick_timeout"]
 Baseline = Mapping[str, int | None]
 Ticking = Generator[Gather, Answers, "TickOutcome"]
+TYPE_NAMES = {kind: kind.name.lower() for kind in OverrideType}
 # names of the types of an override's targets, by the set of them as bits: members of an enum are slow to hash
-_TYPES = tuple(tuple(kind.name.lower() for kind in OverrideType if bits >> kind & 1) or ("accept",) for bits in range(16))
+_TYPES = tuple(tuple(name for kind, name in TYPE_NAMES.items() if bits >> kind & 1) or ("accept",) for bits in range(16))
 
 
 @dataclass(slots=True)
@@ -253,7 +254,8 @@ class _Tick:
         """One Gather; (entry, response or None) in the order asked. Raises _TimedOut once the tick has no time left."""
         pipeline, journal = self.pipeline, self.journal
         left_s = pipeline.tick_max_s - (self.now - self.started)
-        calls, request, blocks, window_s, now, noting = [], None, (), 0.0, self.now, journal.on
+        calls, request, window_s, now, noting = [], None, 0.0, self.now, journal.on
+        blocks: tuple[bool, ...] = ()
         for entry in entries:
             if request is None or entry.window_s != window_s or entry.blocks != blocks:
                 blocks, window_s = entry.blocks, entry.window_s
