@@ -93,14 +93,14 @@ def test_PL_409_a_bad_answer_has_its_name_and_moves_nothing(fly: Any, door: str,
                                                             error: str) -> None:
     flight = fly(block(door, SECRETS, registry={"heartbeat_timeout_s": 30.0}))
     _, endpoint = serve(answer)
-    assert stub_of(door).Register(asked(stage=stage, endpoint=endpoint, timeout_s=0.05, failure_threshold=3, cooldown_s=60.0)).accepted
+    assert stub_of(door).Register(asked(stage=stage, endpoint=endpoint, timeout_s=0.05, failure_threshold=2, cooldown_s=60.0)).accepted
     until(lambda: flight.planner.roster.entries["floor"].breaker.last == "open", "the circuit opens")
     ticks = flight.planner.ticks
-    until(lambda: flight.planner.ticks > ticks + 2, "the planner goes on")
+    until(lambda: flight.planner.ticks > ticks + 1, "the planner goes on")
     assert flight.component()["constrained"] == 1 and flight.planner.last.action == "apply"
     flight.land()
     assert failures(flight) == {error}
-    assert flight.notes("circuit_opened")[0]["data"] == {"failures": 3, "tick": flight.notes("circuit_opened")[0]["data"]["tick"]}
+    assert flight.notes("circuit_opened")[0]["data"] == {"failures": 2, "tick": flight.notes("circuit_opened")[0]["data"]["tick"]}
     assert all(row["plan_reasons"] for plan in flight.notes("plan") for row in plan["data"]["components"].values())
 
 
