@@ -130,7 +130,7 @@ def test_PL_804_two_pools_share_a_row_of_gpus_with_the_budget() -> None:
     rows = rows_of(run, "light")
     assert [row.title for row in rows][2:5] == ["Replicas: prefill", "Replicas: decode", "GPUs of all pools"]
     assert rows[4].lines == [(6.0, "budget 6 GPUs")] and [t["name"] for t in rows[4].traces] == ["prefill", "decode"]
-    assert rows[2].lines == [(1.0, "floor 1")] and len(rows[-1].traces[0]["y"]) > 0
+    assert rows[2].lines == [(1.0, "floor 1"), (8.0, "ceiling 8")] and len(rows[-1].traces[0]["y"]) > 0
     assert {pool for t in rows[-1].traces for pool in t["y"]} == {"prefill", "decode"}
     score = planner_score(run)
     each = [perfect_gpu_hours(run.requests["arrived_s"], rps, until_s=run.tables.end_s, window_s=60.0) for rps in score.capacity_rps.values()]
