@@ -50,6 +50,15 @@ def test_logs_of_both_record_levels_are_equal_and_requests_keeps_none() -> None:
         _ = few.planner
 
 
+def test_a_scenario_with_a_pipeline_planner_is_explained() -> None:
+    control = "control: {planner: {kind: pipeline, throughput: {enabled: true, interval_s: 10}, load: {enabled: true, interval_s: 5}}}\n"
+    run = Scenario.load(SWING + control).with_({"record": "decisions", "duration_s": 200.0}).run()
+    log = run.planner
+    assert log.kind == "pipeline" and len(log.ticks) == 40 and any(s.move for s in timeline(log))
+    assert run.metric("scale_reversals") is not None and set(run.plans["pool"]) == set(log.pools)
+    assert log.settings["resolved"]["scale_interval_s"] == 5.0 and log.settings["slo"]["ttft_ms"] == 1000.0
+
+
 def test_a_run_without_a_planner_says_so() -> None:
     run = Scenario.load("overload").with_({"duration_s": 5.0, "warmup_s": 0.0, "record": "full", "expect": [], "compare": {}}).run()
     with pytest.raises(ConfigError, match="overload: no planner ran"):
@@ -140,7 +149,7 @@ def test_one_tick_tells_the_whole_chain() -> None:
     log = swing()[0].planner
     text = tick_text(log, 26)
     assert text.startswith("tick 26 of swing at 130 s: planned")
-    for part in ("seen ", "demand 36.6 requests/s", "pools ", "1 ready, 0 starting", "forecast ", "in 15.0 s, by builtin_load_predict", "sizing ",
+    for part in ("seen ", "demand 36.6 requests/s", "KV tokens wait in the engines", "pools ", "1 ready, 0 starting", "forecast ", "in 15.0 s, by builtin_load_predict", "sizing ",
                  "→ 3 replicas", 'builtin_throughput_propose: agg>=3 "agg: set_lower_bound"', "builtin_load_propose: accept",
                  "→ agg 3, wanted 1: floor of builtin_throughput_propose", "builtin_budget_constrain: agg>=1 agg<=4",
                  "result     agg: 1 → 3: the forecast demand needs at least so many"):
