@@ -149,7 +149,8 @@ def test_one_tick_tells_the_whole_chain() -> None:
     log = swing()[0].planner
     text = tick_text(log, 26)
     assert text.startswith("tick 26 of swing at 130 s: planned")
-    for part in ("seen ", "demand 36.6 requests/s", "KV tokens wait in the engines", "pools ", "1 ready, 0 starting", "forecast ", "in 15.0 s, by builtin_load_predict", "sizing ",
+    for part in ("seen ", "demand 36.6 requests/s", "KV tokens wait in the engines",
+                 "pools ", "1 ready, 0 starting", "forecast ", "in 15.0 s, by builtin_load_predict", "sizing ",
                  "→ 3 replicas", 'builtin_throughput_propose: agg>=3 "agg: set_lower_bound"', "builtin_load_propose: accept",
                  "→ agg 3, wanted 1: floor of builtin_throughput_propose", "builtin_budget_constrain: agg>=1 agg<=4",
                  "result     agg: 1 → 3: the forecast demand needs at least so many"):
