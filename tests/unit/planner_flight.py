@@ -64,9 +64,9 @@ def swing() -> tuple[Run, PipelinePlanner]:
 
 
 @cache
-def full() -> tuple[Run, PipelinePlanner]:
-    """The same, recorded in full."""
-    return flight(level="full")
+def short(level: str = "full") -> tuple[Run, PipelinePlanner]:
+    """Its first 100 s at a record level."""
+    return flight(level=level, duration_s=100.0)
 
 
 @cache

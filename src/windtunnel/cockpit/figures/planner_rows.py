@@ -213,13 +213,14 @@ def _few(stretches: list[Stretch]) -> list[Stretch]:
     if len(stretches) <= LIMIT:
         return stretches
     out: list[Stretch] = []
-    newest: dict[str, Stretch] = {}
+    newest: dict[str, int] = {}  # pool → where its last bar is
     for s in stretches:
-        former = newest.get(s.pool)
-        if former is not None and state_of(former) == state_of(s) and not s.move:
-            newest[s.pool] = out[out.index(former)] = replace(former, last=s.last, to_s=s.to_s, why=f"{former.why.removesuffix('; and others')}; and others")
+        i = newest.get(s.pool)
+        if i is not None and state_of(out[i]) == state_of(s) and not s.move:
+            why = out[i].why
+            out[i] = replace(out[i], last=s.last, to_s=s.to_s, why=why if why.endswith(s.why) else f"{why.removesuffix('; and others')}; and others")
         else:
-            newest[s.pool] = s
+            newest[s.pool] = len(out)
             out.append(s)
     return out
 
