@@ -14,6 +14,7 @@ from windtunnel.sim.agenda import COMPLETION, Agenda
 from windtunnel.sim.cost import replica_row
 from windtunnel.sim.engine import Attempt, EngineConfig, SimEngine
 from windtunnel.sim.lifecycle import BOOTING, DRAINING, GONE, PROVISIONING, READY, REQUESTED, STAGES, Nodes, SimReplica, Startup
+from windtunnel.sim.pipelined import PipelineEngine
 from windtunnel.sim.scrape import ScrapeModel
 from windtunnel.sim.service import ServiceConfig, Station, service_engine
 from windtunnel.sim.stepmodels.model import StepModel
@@ -36,6 +37,7 @@ class Pool:
     min: int = 0
     max: int | None = None
     tp: int = 1
+    pp: int = 1
     role: str = "agg"
     startup: Startup = field(default_factory=Startup)
     gpus_per_replica: int = 1
@@ -207,7 +209,7 @@ class SimFleet:
         self._by_pool[pool.name].append(replica)
         return replica
 
-    def _engine(self, name: str, pool: Pool, ordinal: int) -> SimEngine | Station:
+    def _engine(self, name: str, pool: Pool, ordinal: int) -> SimEngine | PipelineEngine | Station:
         options = dict(self._engine_options(name, pool))
         if pool.engine.draws:
             options["rng"] = generator(self._seed, f"pool/{pool.name}/replica/{ordinal}/noise", self._replication)
@@ -215,6 +217,8 @@ class SimFleet:
             for engine_only in ("on_report", "fpm_interval_s"):
                 options.pop(engine_only, None)
             return service_engine(name, pool.engine, self.agenda, **options)
+        if pool.pp > 1:
+            return PipelineEngine(name, pool.engine, pool.step_model, self.agenda, pool.pp, **options)
         return SimEngine(name, pool.engine, pool.step_model, self.agenda, **options)
 
     def _order(self, pool: Pool) -> None:
