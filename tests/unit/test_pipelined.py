@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from windtunnel.sim.agenda import ARRIVAL, Agenda
 from windtunnel.sim.capacity import kv_blocks, refuse_infeasible
 from windtunnel.sim.catalog import gpu, model
 from windtunnel.sim.engine import Attempt, EngineConfig
-from windtunnel.sim.pipelined import PipelineEngine, Piped
+from windtunnel.sim.pipelined import Piped, PipelineEngine
 from windtunnel.sim.stepmodels.affine import Affine
 from windtunnel.sim.stepmodels.model import Batch
 
@@ -128,7 +129,7 @@ def test_SE_14_the_first_stage_is_never_taken_twice(jobs: Any, pp: int) -> None:
         rig.send(f"q{i}", prompt, output, at_s)
     rig.run()
     assert len(rig.done) == len(jobs)
-    for (a, stage_s), (b, _) in zip(starts, starts[1:]):
+    for (a, stage_s), (b, _) in pairwise(starts):
         assert b >= a + stage_s - 1e-12
 
 
@@ -157,7 +158,7 @@ def test_SL_1_a_pool_with_stages_flies_and_costs_its_gpus(tmp_path: Any) -> None
     assert (run.requests.outcome == "success").any() and run.replicas.gpus[0] == 4
     values = run.summary().values
     assert values["per_step_share"] == 1.0
-    assert 0 < values["itl_s.p50"] and 0 < values["utilisation"] <= 1.0
+    assert values["itl_s.p50"] > 0 and 0 < values["utilisation"] <= 1.0
     assert Run.load(run.save(tmp_path / "run")).summary().values["itl_s.p50"] == values["itl_s.p50"]
 
 

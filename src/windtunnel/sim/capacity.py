@@ -14,7 +14,8 @@ OVERHEAD_BYTES = 1.24e9  # activations, graphs and runtime per GPU: an assumptio
 
 def kv_blocks(arch: Architecture, gpu: Gpu, *, tp: int = 1, dtype: str = "bf16", kv_dtype: str = "bf16", block_size: int = 16,
               utilisation: float = UTILISATION, overhead_bytes: float = OVERHEAD_BYTES, pp: int = 1) -> int:
-    """Blocks of `block_size` tokens that fit on `tp` · `pp` GPUs, the layers being shared out evenly over pp stages; negative if not even the weights do. ConfigValueError for a number that means nothing."""
+    """Blocks of `block_size` tokens that fit on `tp` · `pp` GPUs, the layers shared out evenly over pp stages;
+    negative if not even the weights do. ConfigValueError for a number that means nothing."""
     _check(tp, block_size, utilisation, overhead_bytes)
     check_number("pp", pp, lo=1, whole=True)
     usable = gpu.memory_bytes * utilisation - arch.params * element_bytes("dtype", dtype) / (tp * pp) - overhead_bytes
