@@ -14,6 +14,7 @@ from windtunnel.sim.agenda import COMPLETION, Agenda
 from windtunnel.sim.cost import replica_row
 from windtunnel.sim.engine import Attempt, EngineConfig, SimEngine
 from windtunnel.sim.lifecycle import BOOTING, DRAINING, GONE, PROVISIONING, READY, REQUESTED, STAGES, Nodes, SimReplica, Startup
+from windtunnel.sim.lora import LoraEngine
 from windtunnel.sim.pipelined import PipelineEngine
 from windtunnel.sim.scrape import ScrapeModel
 from windtunnel.sim.service import ServiceConfig, Station, service_engine
@@ -54,6 +55,8 @@ class Pool:
     def __post_init__(self) -> None:
         for name in ("replicas", "min"):
             check_number(f"{self.name}.{name}", getattr(self, name), lo=0, whole=True)
+        if getattr(self.engine, "lora", None) is not None and (self.pp > 1 or self.link is not None):
+            raise ConfigValueError(f"{self.name}.engine.lora", "adapters need pp 1 and a pool of role agg that shares no requests")
         if self.max is not None and self.max < max(self.min, self.replicas):
             raise ConfigValueError(f"{self.name}.max", f"{self.max} is below replicas {self.replicas} or min {self.min}")
 
@@ -217,6 +220,8 @@ class SimFleet:
             for engine_only in ("on_report", "fpm_interval_s"):
                 options.pop(engine_only, None)
             return service_engine(name, pool.engine, self.agenda, **options)
+        if pool.engine.lora is not None:
+            return LoraEngine(name, pool.engine, pool.step_model, self.agenda, **options)
         if pool.pp > 1:
             return PipelineEngine(name, pool.engine, pool.step_model, self.agenda, pool.pp, **options)
         return SimEngine(name, pool.engine, pool.step_model, self.agenda, **options)
