@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine
 
 os.environ.setdefault("WINDTUNNEL_QUIET", "1")
 
-STEPS, EXAMPLES, LONGEST_S = 100, 1300, 3600
+STEPS, EXAMPLES, LONGEST_S = 100, 1500, 3600
 settings.register_profile("nightly", max_examples=EXAMPLES, stateful_step_count=STEPS, deadline=None, print_blob=True,
                           suppress_health_check=list(HealthCheck))
 if "HYPOTHESIS_PROFILE" in os.environ:

@@ -13,14 +13,18 @@ import gc
 import statistics
 import sys
 import time
+import tracemalloc
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from heapq import heappop, heappush
 
+from windtunnel.events import Arrived, Finished, ReplicaReady, Request
+from windtunnel.policy.presets import default_control
 from windtunnel.policy.queueing.fair import FairTaskQueue
 from windtunnel.policy.queueing.item import Group, QueueItem
+from windtunnel.policy.queueing.vtc import Vtc, VtcQueue
 from windtunnel.policy.tasks.admission import TaskAdmissionConfig, TaskAdmissionController
 from windtunnel.policy.tasks.bounded_borrow import BoundedBorrow
 from windtunnel.policy.tasks.resources import TaskLease
@@ -33,12 +37,13 @@ GROUP_COUNTS = (1, 8, 64, 256, 4096)
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One measured cost in units of U. bar: the most it may be, None: for information; p95 likewise."""
+    """One measured cost in units of U (or of `unit`). bar: the most it may be, None: for information; p95 likewise."""
 
     name: str
     cost_u: float
     bar_u: float | None = None
     p95_u: float | None = None
+    unit: str = "U"
 
     @property
     def passed(self) -> bool:
@@ -170,7 +175,92 @@ def offer_and_blocked(unit: float, *, quick: bool) -> list[Row]:
             Row("select over 256 blocked groups", best(blocked, unit)[0], 600.0)]
 
 
-ROWS: list[Callable[..., list[Row]]] = [task_cycle, task_growth, offer_and_blocked]
+def charges(clients: int = 10_000) -> list[float]:
+    """Seconds of telling the token counter of one running request's progress, with a request of each client running and one waiting."""
+    queue = VtcQueue(Vtc())
+    for n in range(clients):
+        for k in range(2):
+            request = Request(f"r{n}-{k}", f"c{n}", "m", 0, 0.0, 10, 64)
+            queue.offer([QueueItem(request.id, Group(f"c{n}"), request=request)], 0.0)
+    running = []
+    for _ in range(clients):
+        selection = queue.select(lambda item, view: True, 0.0)
+        assert selection is not None
+        running.append(queue.commit(selection, 0.0))
+    took = []
+    for n, item in enumerate(running):
+        start = time.perf_counter()
+        queue.charge(item.id, 1 + n % 32, 0.0)  # type: ignore[union-attr]
+        took.append(time.perf_counter() - start)
+    return took
+
+
+def idle_bytes(groups: int = 50_000) -> float:
+    """Bytes that a group leaves behind in the fair queue when it is idle, beyond its key."""
+    queue = FairTaskQueue()
+    keys = [f"tenant-{n}" for n in range(groups)]
+    tracemalloc.start()
+    before, _ = tracemalloc.get_traced_memory()
+    for key in keys:
+        queue.offer([QueueItem(key, Group(key))], 0.0)
+        selection = queue.select(lambda item, view: True, 0.0)
+        assert selection is not None and queue.commit(selection, 0.0) is not None
+    del selection
+    after, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return (after - before) / groups
+
+
+def crowd(tenants: int) -> tuple[float, float, float]:
+    """Tenants of one request each through a control: seconds per tenant in the first and the last tenth, bytes that stay of each."""
+    control = default_control(["x"], cap=4)
+    control.handle(ReplicaReady("x-0", "x", slots=4), 0.0)
+    marks, before = [], resident_bytes()
+    gc.collect()
+    gc.disable()  # as the simulation does it; a collection looks at all that is alive, whatever one tenant costs
+    for n in range(tenants):
+        if n in (0, tenants // 10, tenants - tenants // 10):
+            marks.append(time.perf_counter())
+        control.handle(Arrived(Request(f"r{n}", f"tenant-{n}", "m", 0, n * 1e-3, 1, 1)), n * 1e-3)
+        control.handle(Finished(f"r{n}", 1, "x-0", 1), n * 1e-3)
+    end, share = time.perf_counter(), tenants // 10
+    gc.enable()
+    assert control.open_count == 0
+    return (marks[1] - marks[0]) / share, (end - marks[2]) / share, (resident_bytes() - before) / tenants
+
+
+def waiting_crowd(tenants: int) -> tuple[float, float, float]:
+    """The same, all waiting at once in the fair queue: seconds to offer and to take one, bytes of one that waits."""
+    queue, before = FairTaskQueue(), resident_bytes()
+    start = time.perf_counter()
+    for n in range(tenants):
+        queue.offer([QueueItem(f"i{n}", Group(f"tenant-{n}"))], 0.0)
+    middle, held = time.perf_counter(), resident_bytes()
+    while (selection := queue.select(lambda item, view: True, 0.0)) is not None:
+        queue.commit(selection, 0.0)
+    return (middle - start) / tenants, (time.perf_counter() - middle) / tenants, (held - before) / tenants
+
+
+def resident_bytes() -> int:
+    with open("/proc/self/statm") as statm:
+        return int(statm.read().split()[1]) * 4096
+
+
+def tenants(unit: float, *, quick: bool) -> list[Row]:
+    """Charges beside many clients, what an idle group keeps, and tenants of one request each (a million, if there is time)."""
+    n = 100_000 if quick else 1_000_000
+    first, last, kept = crowd(n)
+    offer, take, held = waiting_crowd(n)
+    return [Row("token counter: a charge beside 10 000 clients", best(charges, unit, 3)[0], 10.0),
+            Row("fair queue: what an idle group keeps, bytes", idle_bytes(), 200.0, unit="B"),
+            Row(f"control, {n} tenants: the last ones (1.5 x the first)", last / unit, 1.5 * first / unit),
+            Row(f"control, {n} tenants: what each leaves behind", kept, 2048.0, unit="B"),
+            Row(f"fair queue, {n} tenants wait: make and offer one", offer / unit, 150.0),
+            Row(f"fair queue, {n} tenants wait: take one", take / unit, 60.0),
+            Row(f"fair queue, {n} tenants wait: one of them", held, 2048.0, unit="B")]
+
+
+ROWS: list[Callable[..., list[Row]]] = [task_cycle, task_growth, offer_and_blocked, tenants]
 
 
 def main() -> int:
@@ -181,9 +271,9 @@ def main() -> int:
     print(f"U = {unit * 1e6:.3f} us")
     rows = [row for make in ROWS for row in make(unit, quick=quick)]
     for row in rows:
-        bar = "" if row.bar_u is None else f"   bar {row.bar_u:6.1f} U   {'ok' if row.passed else 'ABOVE'}"
+        bar = "" if row.bar_u is None else f"   bar {row.bar_u:6.1f} {row.unit}   {'ok' if row.passed else 'ABOVE'}"
         p95 = "" if row.p95_u is None else f"  p95 {row.p95_u:7.1f} U"
-        print(f"{row.name:<58}{row.cost_u:8.1f} U{p95}{bar}")
+        print(f"{row.name:<58}{row.cost_u:8.1f} {row.unit}{p95}{bar}")
     return 0 if all(row.passed for row in rows) else 1
 
 

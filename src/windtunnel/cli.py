@@ -111,9 +111,9 @@ def run_cli(tokens: list[str]) -> int:
 
 def _register() -> None:
     """The commands live by topic; importing the topics registers them, and each imports what it needs only when it runs."""
-    from windtunnel import cli_calibrate, cli_live, cli_planner, cli_run, cli_tools
+    from windtunnel import cli_calibrate, cli_live, cli_planner, cli_run, cli_sweep, cli_tools
 
-    del cli_calibrate, cli_live, cli_planner, cli_run, cli_tools
+    del cli_calibrate, cli_live, cli_planner, cli_run, cli_sweep, cli_tools
 
 
 def _name(tokens: Sequence[str]) -> str:

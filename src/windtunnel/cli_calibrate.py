@@ -14,7 +14,7 @@ Engine = Literal["llamacpp", "openai", "vllm"]
 
 @app.command
 def calibrate(*, engine: Engine, url: str, model: str = "", slots: int | None = None, budget_s: float = 60.0, seed: int = 7,
-              out: Path | None = None) -> Answer:
+              full: bool = False, out: Path | None = None) -> Answer:
     """Measure a running engine, fit its step times, check them on load that was not fitted.
 
     Example: `windtunnel calibrate --engine llamacpp --url http://127.0.0.1:8090 --out my-engine.yaml`
@@ -28,6 +28,7 @@ def calibrate(*, engine: Engine, url: str, model: str = "", slots: int | None = 
         slots: Calls it runs at once; left out: what it says, else 4.
         budget_s: About how long to measure (s); a longer time means more rounds and steadier medians.
         seed: Of prompts and arrivals.
+        full: Measure 1 to 16 at once, prompts to 2048, answers to 256 tokens.
         out: File for the profile; a pool names it: profile: {kind: measured, path: FILE}.
     """
     from windtunnel.lab.calibrate.running import calibrate as measure
@@ -37,7 +38,7 @@ def calibrate(*, engine: Engine, url: str, model: str = "", slots: int | None = 
             print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
 
     try:
-        made = measure(engine, url, model=model, slots=slots, budget_s=budget_s, seed=seed, tell=tell)
+        made = measure(engine, url, model=model, slots=slots, budget_s=budget_s, seed=seed, full=full, tell=tell)
     finally:
         tell("")
     rows = [f"{'held-back load':38} {'':12} {'measured':>12} {'simulated':>12} {'error':>8}"]

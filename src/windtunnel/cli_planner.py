@@ -45,8 +45,8 @@ def planner_explain(what: str, /, *, tick: int | None = None, pool: str | None =
     stretches = timeline(log, pool=pool, since_s=since, until_s=until)
     head = {"name": log.name, "planner": log.kind, "ticks": len(log.ticks), "pools": list(log.pools)}
     if tick is not None:
-        return Answer({**head, "tick": tick_of(log, tick), "records": [{**e.data, "kind": e.kind, "plugin_id": e.plugin_id} for e in log.of_tick(tick)
-                                                                       if e.kind != "plan"]}, tick_text(log, tick, pool))
+        records = [{**e.data, "kind": e.kind, "plugin_id": e.plugin_id, "component": e.component} for e in log.of_tick(tick) if e.kind != "plan"]
+        return Answer({**head, "tick": tick_of(log, tick), "records": records}, tick_text(log, tick, pool))
     return Answer({**head, "timeline": [s.to_dict() for s in stretches]}, timeline_text(log, stretches))
 
 

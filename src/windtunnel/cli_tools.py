@@ -79,6 +79,32 @@ def scenario_check(*scenarios: str, set_: Sets = ()) -> Answer:
     return Answer({"checked": checked}, "\n".join(f"{name}: ok ({digest[:8]})" for name, digest in checked.items()))
 
 
+@scenario_app.command(name="timing")
+def scenario_timing(scenario: str, out: Path, /, *, pool: str | None = None, set_: Sets = (), variant: str | None = None) -> Answer:
+    """Write the step times of a pool as an NPZ grid, which the replay of ai-dynamo reads.
+
+    Example: `windtunnel scenario timing azure-chat chat.npz`
+
+    Args:
+        scenario: A file, a bundled name, or `file@variant`.
+        out: The NPZ file.
+        pool: Which pool; left out: the first.
+        variant: One of the scenario's `compare` variants.
+    """
+    from windtunnel.errors import ConfigError
+    from windtunnel.lab.timing_grid import write_timing_grid
+    from windtunnel.sim.service import ServiceConfig
+
+    pools = load(scenario, set_, variant).build_fleet().pools
+    name = pool or next(iter(pools))
+    if name not in pools:
+        raise ConfigError(f'no pool "{name}"', hint=f"there are {', '.join(pools)}")
+    if isinstance(pools[name].engine, ServiceConfig):
+        raise ConfigError(f"pool {name} serves in seconds and has no step times")
+    made = write_timing_grid(out, pools[name].step_model)
+    return Answer({"saved": str(made), "pool": name, "timing": pools[name].provenance}, f"{made}: {name}, {pools[name].provenance}")
+
+
 @app.command
 def schema() -> Answer:
     """Print the JSON schema of scenario files (draft 2020-12).
@@ -108,6 +134,25 @@ def trace_card(file: Path, /, *, format: str = "auto") -> Answer:
 
     made = open_trace(file, format).card()
     return Answer(asdict(made), repr(made))
+
+
+@trace_app.command(name="convert")
+def trace_convert(file: Path, out: Path, /, *, format: str = "auto") -> Answer:
+    """Write a trace in another format: Mooncake JSONL (.jsonl) or our own Parquet (.parquet).
+
+    Example: `windtunnel trace convert data/traces/azure2023_conv.csv.gz conv.jsonl`
+
+    Args:
+        file: A trace of any known format.
+        out: The new file; its suffix says the format.
+        format: Format of the old one; auto looks at the file.
+    """
+    from windtunnel.sources.traces.open import open_trace
+
+    trace = open_trace(file, format)
+    trace.write(out)
+    rows = open_trace(out).card().rows
+    return Answer({"saved": str(out), "rows": rows}, f"{out}: {rows:,} requests")
 
 
 @app.command

@@ -9,7 +9,7 @@ WindtunnelError                       .message .hint .where                     
 │  ├─ PlannerConfigError
 │  └─ ExtraMissingError               which extra to install
 ├─ TraceError: TraceFormatError TraceRowError TraceEmptyError                     3
-├─ RunError: RunCorruptError RunVersionError RunReplayError(1) RunNotRecordedError  3
+├─ RunError: RunCorruptError RunVersionError RunReplayError(1) RunNotRecordedError SweepFailedError  3
 ├─ EngineError: EngineBusyError EngineStoppedError EngineUnavailableError          4
 ├─ PolicyError                        a policy broke its contract                  5
 │  ├─ PolicyClockError PolicyStaleViewError PolicyDeniedError ModelStepTimeError
@@ -186,6 +186,10 @@ class RunReplayError(RunError):
 
 class RunNotRecordedError(RunError):
     """A table that this run's record level does not hold."""
+
+
+class SweepFailedError(RunError):
+    """Not one point of a sweep came to an end."""
 
 
 class EngineError(WindtunnelError):

@@ -7,62 +7,35 @@ from random import Random
 
 import pytest
 
-from windtunnel.policy.admission.aimd import Aimd, AimdLimit
+from windtunnel.lab.fairness import jain
+from windtunnel.lab.validation.oracles.limits import INDICES, START, AiadFlow, AimdFlow, MimdFlow, indices, settle
 from windtunnel.policy.admission.aimd_netflix import AimdNetflix, AimdNetflixLimit
 from windtunnel.policy.admission.envoy_gradient import EnvoyGradient, EnvoyGradientLimit
 from windtunnel.policy.admission.gradient2 import Gradient2, Gradient2Limit
-from windtunnel.policy.admission.limit import Limit, Sample
+from windtunnel.policy.admission.limit import Sample
 from windtunnel.policy.admission.vegas import Vegas, VegasLimit
-
-SCALE = 1024  # limits are whole numbers: a flow of 1 unit is a limit of 1024
-
-
-def jain(*x: float) -> float:
-    return sum(x) ** 2 / (len(x) * sum(v * v for v in x))
 
 
 def test_OR_1_two_flows_that_share_a_capacity_become_equal_under_aimd() -> None:
-    config = Aimd(decrease_factor=0.5, increase_step=8, successes_until_increase=1, cooldown_s=0.01)
-    flows, now = [AimdLimit(config, 64 * SCALE) for _ in range(2)], 0.0
-    for flow, start in zip(flows, (1, 19)):
-        flow.set_max(start * SCALE, now)
-        flow.first_use(now)
-        flow.on_sample(Sample("rate_limited", None, 1, 0, -1), now)  # it no longer follows its ceiling
-        flow.limit = start * SCALE
-        flow.set_max(64 * SCALE, now)
-    indices, gaps = [], []
+    assert indices([AimdFlow(x) for x in START]) == pytest.approx(INDICES, abs=1e-3)
+
+
+def test_OR_1_the_gap_of_two_aimd_flows_is_halved_by_each_cut() -> None:
+    flows, gaps = [AimdFlow(x) for x in START], []
     for _ in range(6):
-        indices.append(jain(*(f.limit for f in flows)))
-        gaps.append((flows[1].limit - flows[0].limit) / SCALE)
-        now += 1.0
-        for flow in flows:
-            flow.on_sample(Sample("rate_limited", None, 1, flow.limit, flow.epoch), now)
-        now += 1.0
-        while sum(f.limit for f in flows) < 20 * SCALE:
-            for flow in flows:
-                flow.on_sample(Sample("success", None, 1, flow.limit, flow.epoch), now)
-    assert indices == pytest.approx([0.5525, 0.8316, 0.9518, 0.9875, 0.9968, 0.9992], abs=1e-4)
+        gaps.append(flows[1].size() - flows[0].size())
+        indices(flows, 1)
     assert gaps == pytest.approx([18 * 0.5**k for k in range(6)], abs=1e-3)
 
 
 def test_OR_1_multiplicative_increase_and_additive_decrease_never_become_equal() -> None:
-    """The comparison: MIMD keeps the ratio, AIAD keeps the gap, so neither is fair ever after."""
-    mimd, aiad = [1.0, 19.0], [1.0, 19.0]
-    for _ in range(20):
-        mimd = [0.5 * x for x in mimd]
-        mimd = [x * 20 / sum(mimd) for x in mimd]
-        trough = [x - 5 for x in aiad]
-        assert jain(*mimd) == pytest.approx(0.5525, abs=1e-4)
-        assert trough[1] - trough[0] == 18 and jain(*trough) == pytest.approx(0.2358, abs=1e-4)
-        aiad = [x + 5 for x in trough]
-
-
-def settle(limit: Limit, c0: float, steps: int) -> float:
-    """Feed a server whose latency is max(1, L/C0) until the limit rests; returns the real value."""
-    for n in range(steps):
-        value = limit.value  # type: ignore[attr-defined]
-        limit.on_sample(Sample("success", max(1.0, value / c0), math.ceil(value), 1, limit.epoch), 0.2 * n)
-    return float(limit.value)  # type: ignore[attr-defined]
+    """The comparison: MIMD keeps the ratio, AIAD keeps the gap, so neither is fair ever after; at the trough of AIAD it is least so."""
+    assert indices([MimdFlow(x) for x in START], 20) == pytest.approx([0.5525] * 20, abs=1e-4)
+    flows = [AiadFlow(x) for x in START]
+    assert indices(flows, 20) == pytest.approx([0.5525] * 20, abs=1e-3)
+    for flow in flows:
+        flow.cut()
+    assert flows[1].size() - flows[0].size() == pytest.approx(18.0) and jain([f.size() for f in flows]) == pytest.approx(0.2358, abs=1e-3)
 
 
 @pytest.mark.parametrize(("c0", "fixed"), [(8, 13.7016), (16, 25.0), (32, 46.8443), (64, 89.4582), (128, 173.1590)])

@@ -29,11 +29,18 @@ source: {kind: arrivals, pattern: gamma, cv: 1.5, input_tokens: 1500, output_tok
          series: [[0, 4], [60, 10], [120, 40], [180, 36], [210, 6], [260, 4]]}
 slo: {ttft_s: 1.0, tpot_s: 0.05}
 """
+PAIR = SWING.replace("name: swing", "name: pair").replace("chat: {", "front: {role: prefill, ").replace("replicas: 2", "replicas: 1").replace(
+    "source:", """    back: {model: Llama-3.1-8B, gpu: h100_sxm, role: decode, replicas: 2, min: 1, max: 4, engine: {max_num_seqs: 32},
+           startup: {node_s: 5, image_s: 0, weights_s: 5, compile_s: 5}}
+source:""") + "control: {routing: {kind: pairs}}\n"
 LIMITS = {"limits": {"max_num_batched_tokens": 2048, "max_num_seqs": 32, "max_kv_tokens": 400000, "context_length": 8192}}
 BLOCK: dict[str, Any] = {
     "pools": {"agg": {"boot_s": 15, **LIMITS}}, "slo": {"ttft_ms": 1000, "itl_ms": 50}, "budget": {"max_gpus": 4},
     "throughput": {"enabled": True, "interval_s": 10}, "load": {"enabled": True, "interval_s": 5},
     "stabilise": {"down_window_s": 30, "down_cooldown_s": 10, "down_after_up_s": 20}}
+
+PAIR_BLOCK = {**BLOCK, "mode": "disagg", "budget": {"max_gpus": 6},
+              "pools": {"prefill": {"boot_s": 15, **LIMITS}, "decode": {"boot_s": 15, **LIMITS}}}
 
 
 def flight(block: Mapping[str, Any] = BLOCK, level: str = "decisions", *, scenario: str = SWING, seed: int = 3,
@@ -60,3 +67,9 @@ def swing() -> tuple[Run, PipelinePlanner]:
 def full() -> tuple[Run, PipelinePlanner]:
     """The same, recorded in full."""
     return flight(level="full")
+
+
+@cache
+def pair() -> tuple[Run, PipelinePlanner]:
+    """A flight with a pool for each of prefill and decode."""
+    return flight(PAIR_BLOCK, scenario=PAIR)

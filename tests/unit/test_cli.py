@@ -231,7 +231,8 @@ def commands() -> list[list[str]]:
 def test_the_commands_are_these() -> None:
     assert {" ".join(c) for c in commands()} == {
         "run", "compare", "show", "report", "replay", "drive", "calibrate", "engine up", "engine down", "engine list", "scenario check",
-        "scenario list", "scenario show", "schema", "trace card", "stop", "doctor", "planner explain", "planner audit"}
+        "scenario list", "scenario show", "scenario timing", "schema", "trace card", "trace convert", "stop", "sweep", "doctor", "planner explain",
+        "planner audit"}
 
 
 @pytest.mark.parametrize("command", commands(), ids=" ".join)
@@ -255,6 +256,8 @@ def test_CC_5_examples_run(command: list[str], capsys: pytest.CaptureFixture[str
     if command == ["run"] or command == ["compare"]:
         words = [w.replace("=30", "=5").replace("=20", "=5") for w in words]
         words += ["--set", "warmup_s=0"]
+    if command in (["scenario", "timing"], ["trace", "convert"]):
+        words[-1] = str(tmp_path / words[-1])
     assert cli.run_cli(words) == 0
     assert capsys.readouterr().out
 

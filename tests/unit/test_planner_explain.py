@@ -7,7 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from planner_flight import BLOCK, flight, full, swing
+from planner_flight import BLOCK, PAIR, PAIR_BLOCK, SWING, flight, full, pair, swing
 from test_planner_shell import Says, World, base, says
 
 from windtunnel import Scenario
@@ -124,6 +124,16 @@ def test_two_pools_get_a_column_and_lines_of_their_own() -> None:
     assert text.splitlines()[1].split() == ["tick", "time,", "s", "pool", "demand/s", "ready", "plan", "why"]
     assert [s.pool for s in timeline(log)][:2] == ["prefill", "decode"] and {s.pool for s in timeline(log, pool="decode")} == {"decode"}
     assert "4 → 5" in text and "a asked for it" in text
+
+
+def test_prefill_and_decode_are_told_apart() -> None:
+    log = pair()[0].planner
+    assert log.pools == ("prefill", "decode")
+    for pool in log.pools:
+        own = timeline(log, pool=pool)
+        assert [s.first for s in own[1:]] == [s.last + 1 for s in own[:-1]] and own[-1].last == 60
+    assert {s.pool for s in timeline(log) if s.move} == {"prefill", "decode"}
+    assert "pools" in tick_text(log, 20) and "decode: hold" in tick_text(log, 20) and "decode: hold" not in tick_text(log, 20, "prefill")
 
 
 def test_one_tick_tells_the_whole_chain() -> None:
@@ -275,6 +285,8 @@ def test_PL_509_forecasts_are_scored_in_the_record() -> None:
 
 @pytest.mark.parametrize("block", [
     BLOCK,
+    PAIR_BLOCK,
+    {**PAIR_BLOCK, "budget": {"max_gpus": 3}, "reconcile": {"enabled": True}},
     {**BLOCK, "target": "latency", "budget": {"max_gpus": 2}},
     {**BLOCK, "target": "sla", "load": {"enabled": True, "interval_s": 5}},
     {**BLOCK, "load": {"enabled": False}},
@@ -282,9 +294,9 @@ def test_PL_509_forecasts_are_scored_in_the_record() -> None:
     {**BLOCK, "advisory": True},
     {**BLOCK, "budget": {"max_gpus": 8, "power_w": 1500.0}, "pools": {"agg": {**BLOCK["pools"]["agg"], "watts_per_replica": 700.0}}},
     {**BLOCK, "predictor": {"model": "holt_winters", "quantile": 0.9}, "pools": {"agg": {**BLOCK["pools"]["agg"], "min_replicas": 2}}},
-], ids=["both", "tight", "sla", "throughput", "load", "advisory", "power", "quantile"])
+], ids=["both", "pair", "tight pair", "tight", "sla", "throughput", "load", "advisory", "power", "quantile"])
 def test_PL_802_every_hold_of_a_flight_has_a_reason(block: dict) -> None:
-    run, _ = flight(block, duration_s=240.0)
+    run, _ = flight(block, duration_s=240.0, scenario=PAIR if block.get("mode") == "disagg" else SWING)
     rows = [(t["tick"], row) for t in run.planner.ticks for row in t["components"].values()]
     assert len(rows) >= 20
     for tick, row in rows:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from planner_flight import BLOCK, SWING, flight, swing
+from planner_flight import BLOCK, SWING, flight, pair, swing
 
 from windtunnel import Run, Scenario
 from windtunnel.cockpit.figures.planner import planner_timeline, sentences
@@ -70,6 +70,10 @@ def test_PL_804_counts_are_those_of_the_ticks() -> None:
     rows = [t["components"]["agg"] for t in run.planner.ticks]
     assert seen.planned[:60].tolist() == [r["planned"] for r in rows] and seen.ready[:60].tolist() == [r["ready"] for r in rows]
     assert seen.at[0] == 5.0 and seen.at[-1] == pytest.approx(run.tables.end_s)
+    few = seen.changes()
+    assert len(few.at) < 25 and few.at[-1] == seen.at[-1]
+    back = np.searchsorted(few.at, seen.at, side="right") - 1
+    assert (few.planned[back] == seen.planned).all() and (few.ready[back] == seen.ready).all() and (few.starting[back] == seen.starting).all()
 
 
 def test_perfect_fleet_of_the_picture_follows_the_demand() -> None:
@@ -119,6 +123,18 @@ def test_a_rate_planner_has_its_picture_too(rate: Run) -> None:
     assert titles == ["Demand", "Replicas: chat", "TTFT by window of arrival", "E2E by window of arrival", "Why (hover)"]
     assert bounds_of_pool(rate.planner, "chat") == [(2.0, "floor 2"), (16.0, "ceiling 16")]
     assert "rate planner" in sentences(rate)
+
+
+def test_PL_804_two_pools_share_a_row_of_gpus_with_the_budget() -> None:
+    run, _ = pair()
+    rows = rows_of(run, "light")
+    assert [row.title for row in rows][2:5] == ["Replicas: prefill", "Replicas: decode", "GPUs of all pools"]
+    assert rows[4].lines == [(6.0, "budget 6 GPUs")] and [t["name"] for t in rows[4].traces] == ["prefill", "decode"]
+    assert rows[2].lines == [(1.0, "floor 1")] and len(rows[-1].traces[0]["y"]) > 0
+    assert {pool for t in rows[-1].traces for pool in t["y"]} == {"prefill", "decode"}
+    score = planner_score(run)
+    each = [perfect_gpu_hours(run.requests["arrived_s"], rps, until_s=run.tables.end_s, window_s=60.0) for rps in score.capacity_rps.values()]
+    assert len(each) == 2 and score.perfect_gpu_hours == pytest.approx(sum(each))
 
 
 def test_without_a_planner_the_figure_says_so(fixed: Run) -> None:

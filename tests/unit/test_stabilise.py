@@ -51,6 +51,14 @@ def test_PL_611_window_row() -> None:
     assert pool.why == ("stabilisation_window", "step_limit")
 
 
+def test_PL_611_nobody_shrinks_on_one_look() -> None:
+    pool = Pool()
+    assert pool.tick(10, 1) == (10, 20) and pool.why[0] == "stabilisation_window"
+    assert pool.tick(10, 1, ticks=59) == (10, 20)  # 295 s later
+    assert pool.tick(10, 1) == (5, 20) and pool.why[0] == "step_limit"
+    assert Pool(down_window_s=0).tick(10, 1) == (5, 20)
+
+
 def test_PL_611_tolerance_row() -> None:
     pool = Pool()
     pool.tick(10, 9, ticks=70)
@@ -157,7 +165,7 @@ def ask(at: float, c: int | None, r: int | None) -> StageRequest:
 
 def test_PL_611_plugin_answers_one_floor_and_one_ceiling() -> None:
     made = plugin()
-    for i in range(1, 60):
+    for i in range(60):
         made.constrain(ask(5.0 * i, 10, 9))
     answer = made.constrain(ask(300.0, 10, 4)).answer
     assert isinstance(answer, Override)
@@ -174,9 +182,10 @@ def test_PL_611_unknown_count_is_accepted(r: int | None) -> None:
 
 def test_PL_611_skipped_ticks_are_forgotten() -> None:
     made = plugin()
-    made.constrain(ask(5.0, 10, 15))
-    made.ended(5.0, applied=False)
-    made.constrain(ask(10.0, 10, 4))
-    assert made.pools["agg"].bounds(10.0, 10, 4, 10)[0] == (5, "step_limit")
+    made.constrain(ask(0.0, 10, 4))
+    made.constrain(ask(305.0, 10, 15))
+    made.ended(305.0, applied=False)
+    made.constrain(ask(310.0, 10, 4))
+    assert made.pools["agg"].bounds(310.0, 10, 4, 10)[0] == (5, "step_limit")
     made.ended(10.0, applied=True)
     assert len(made.pools["agg"]._past) == 1

@@ -60,14 +60,15 @@ def build_pool(name: str, spec: PoolSpec, base: Path, *, split: bool = False, ca
     if spec.pp > 1:  # a hop leaves the node where the stages of a replica do not fit into one
         hop_bw = card.intra_bw if spec.tp * spec.pp <= card.gpus_per_node else card.inter_bw
         step_model = Piped(step_model, spec.pp, 2.0 * arch.hidden, hop_bw)
-    price = spec.price.usd_per_hour if spec.price is not None else card.usd_per_hour
+    listed = card.spot_usd_per_hour if spec.spot else card.usd_per_hour
+    price = spec.price.usd_per_hour if spec.price is not None else listed
     return Pool(
         name=name, model=spec.model, gpu=spec.gpu, engine=engine, step_model=step_model, replicas=spec.replicas, min=spec.min, max=spec.max,
         tp=spec.tp, pp=spec.pp, role=spec.role, startup=_startup(spec.startup, arch, dtype, spec.tp * spec.pp, base),
-        gpus_per_replica=spec.tp * spec.pp,
-        price_usd_per_hour=price, power_w=card.power_w, idle_w=card.idle_w, scrape=_scrape(spec, base),
+        gpus_per_replica=spec.tp * spec.pp, price_usd_per_hour=price, spot=spec.spot, power_w=card.power_w, idle_w=card.idle_w,
+        scrape=_scrape(spec, base),
         weight=1.0 if spec.weight == "auto" else spec.weight, drain_timeout_s=spec.drain_timeout_s, link=link,
-        provenance=f"{_provenance(spec, step_model)} | kv_capacity {_capacity(spec, measured)}")
+        provenance=_timing(spec, step_model, measured))
 
 
 def _as_measured(spec: PoolSpec, base: Path) -> PoolSpec:

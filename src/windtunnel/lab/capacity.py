@@ -87,7 +87,8 @@ def capacity(scenario: Scenario, slo: Mapping[str, Any] | None = None, attainmen
         raise ConfigValueError("slo", "a capacity needs an SLO to hold")
 
     def good_at(rps: float) -> float:
-        span = max(scenario.warmup_s + 1.0, min(SECONDS, REQUESTS / rps) + scenario.warmup_s)
+        left_out_s = (0.0 if scenario.warmup_s == "mser5" else scenario.warmup_s) + scenario.cooldown_s
+        span = max(left_out_s + 1.0, min(SECONDS, REQUESTS / rps) + left_out_s)
         run = scenario.with_({path: rps, "duration_s": span, "expect": [], "compare": {}}).run(seed=seed)
         good = run.summary(slo=bounds).values["good_fraction"]
         return 0.0 if good is None or good != good else float(good)

@@ -159,6 +159,7 @@ class PoolSpec(Spec):
     service: ServiceSpec | None = Field(default=None, description="Serve requests for their own service_s instead of stepping an engine.")  # type: ignore[valid-type]
     profile: ProfileSpec = RooflineSpec(kind="roofline")
     startup: StartupSpec = StartupSpec()
+    spot: bool = Field(default=False, description="Interruptible capacity at its own price; what takes it away is a fault of kind spot.")
     price: PriceSpec | None = Field(default=None, description="Left out: the catalogue's example price, if it has one.")
     weight: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
         default=1.0, description="Speed relative to the other pools, for routing; auto: from the time of a decode step, the fastest 1.")

@@ -55,8 +55,9 @@ def timeline(log: PlannerLog, *, pool: str | None = None, since_s: float | None 
     for tick in log.ticks:
         if not (since_s is None or tick["now"] >= since_s) or not (until_s is None or tick["now"] <= until_s):
             continue
-        for name, row in tick["components"].items():
-            if pool is not None and name != pool:
+        for name in log.pools:
+            row = tick["components"].get(name)
+            if row is None or pool not in (None, name):
                 continue
             one, former = _stretch(tick, name, row), newest.get(name)
             if former is not None and former.key == one.key and not one.move:

@@ -47,7 +47,9 @@ class PlannerLog:
     @property
     def pools(self) -> tuple[str, ...]:
         """The planner's names of the pools that it sizes."""
-        return tuple(dict.fromkeys(c for tick in self.ticks for c in tick["components"]))
+        roles = (self.settings.get("resolved") or {}).get("roles") or {}
+        known = [roles[role] for role in ("agg", "prefill", "decode") if role in roles]
+        return tuple(dict.fromkeys([*known, *(c for tick in self.ticks for c in tick["components"])])) if self.ticks else ()
 
     def of_tick(self, number: int) -> tuple[Entry, ...]:
         """The records of one tick, in order."""

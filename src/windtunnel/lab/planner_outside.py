@@ -10,7 +10,6 @@ from windtunnel.policy.planning.outside import ExternalPlugin, Outside, Registry
 from windtunnel.policy.planning.settings_blocks import refuse
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Where = Annotated[str, Field(pattern=r"^(env|file):.+$")]
 Name = Annotated[str, Field(min_length=1)]
 
 
@@ -30,10 +29,10 @@ class TlsSpec(_Block):
 
 
 class StaticSecretSpec(_Block):
-    """Subject by where its secret is, env:NAME or file:PATH; never the secret itself."""
+    """Subject by where its secret is, env:NAME or file:PATH; never the secret itself, which no message may repeat."""
 
     kind: Literal["static_secret"]
-    secrets: Annotated[dict[Where, Name], Field(min_length=1)]
+    secrets: Annotated[dict[str, Name], Field(min_length=1)]
 
 
 class MtlsSpec(_Block):
@@ -108,6 +107,8 @@ class RegistrySpec(_Block):
         if source.kind == "multi":
             for i, one in enumerate(source.sources):
                 self._check_source(f"{path}.sources.{i}", one)
+        if source.kind == "static_secret" and not all(where.startswith(("env:", "file:")) for where in source.secrets):
+            raise refuse(f"{path}.secrets", "expected env:NAME or file:PATH for each subject, not the secret itself")
         host = (self.listen or "").rpartition(":")[0].strip("[]")
         if source.kind == "allow_unauthenticated" and not (self.listen or "").startswith("unix:") and host not in LOOPBACK:
             raise refuse(path, f"allow_unauthenticated needs listen on a unix socket or loopback, got {self.listen!r}")

@@ -128,12 +128,13 @@ class HpaEntry(Spec):
     most: int | None = Field(default=None, ge=0)
     period_s: Seconds = 15.0
     down_window_s: Seconds = 300.0
+    pending_blind: bool = Field(default=False, description="Take starting replicas for serving ones, as many a custom metric does.")
 
     def make(self, component: str) -> Any:
         if self.metric == "kv" and self.kv_tokens is None:
             raise refuse("planner.plugins.reference", "hpa with metric kv needs kv_tokens")
         return ReferenceHpa(component, self.metric, self.target, kv_tokens=self.kv_tokens, most=self.most, least=self.least,
-                            period_s=self.period_s, down_window_s=self.down_window_s)
+                            period_s=self.period_s, down_window_s=self.down_window_s, pending_blind=self.pending_blind)
 
 
 class KpaEntry(Spec):

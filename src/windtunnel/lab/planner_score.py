@@ -52,9 +52,9 @@ def planner_score(run: Run, capacity_rps: Mapping[str, float] | float | None = N
     moves = moves_of(log) if log is not None else None
     ups = None if moves is None else sum(1 for found in moves.values() for _, step in found if step > 0)
     share = regret / perfect if regret is not None and perfect else None
-    turns = _reversals(moves) if moves is not None else values["scale_reversals"]
-    return PlannerScore(values["good_fraction"], values["goodput_rps"], hours, perfect, regret, share, turns,
-                        ups, None if moves is None or ups is None else sum(map(len, moves.values())) - ups, _wape(log), capacity)
+    flaps = _reversals(moves) if moves is not None else values["scale_reversals"]
+    downs = None if moves is None or ups is None else sum(map(len, moves.values())) - ups
+    return PlannerScore(values["good_fraction"], values["goodput_rps"], hours, perfect, regret, share, flaps, ups, downs, _wape(log), capacity)
 
 
 def planner_table(runs: Mapping[str, Run] | Sequence[Run], capacity_rps: Mapping[str, float] | float | None = None, *,

@@ -28,7 +28,7 @@ PLAN: Mapping[str, str] = {
     "stabilisation_window": "the recent past needed more",
     "step_limit": "no faster than the step limit",
     "tolerance": "too small a change to act on",
-    "panic": "far too few replicas; nothing is taken away",
+    "panic": "far too few replicas a moment ago; nothing is taken away",
     "merge_floor": "a floor of a later stage decided",
     "merge_ceiling": "a ceiling of a later stage decided",
     "bounds_conflict": "a floor lies above a ceiling; the floor holds",

@@ -9,17 +9,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import pandas as pd
 
-from windtunnel.errors import RunCorruptError, RunNotRecordedError
-from windtunnel.lab import columns, itl, metrics, render, store
+from windtunnel.errors import ConfigMetricError, RunCorruptError, RunNotRecordedError
+from windtunnel.lab import columns, itl, metrics, render, stats, store
 from windtunnel.lab.decisions import plans_of
 from windtunnel.lab.expression import Expression
 from windtunnel.lab.metrics import Requests
 from windtunnel.lab.planner_audit import write_audit
 from windtunnel.lab.planner_log import PlannerLog, planner_log
+from windtunnel.lab.stats import Interval
 from windtunnel.lab.summary import Summary, names_of, number
 from windtunnel.lab.tables import Tables
+from windtunnel.lab.window import left_out
 
 if TYPE_CHECKING:
     from windtunnel.lab.scenario import Scenario
@@ -165,6 +168,23 @@ class Run:
             return metrics.adjusted(values, lost, metrics.ADJUSTED[found.stat])
         return metrics.statistics(values, (found.stat,))[found.stat]
 
+    def interval(self, expression: str, level: float = 0.95) -> Interval:
+        """Steady-state interval of a column's mean or percentile (`ttft_s.p99[tenant=acme]`) within this one run, by batch means.
+
+        Twenty batches by completion order, ten if neighbours are correlated; `reliable` is False if they still are, or if there are fewer
+        values than batches. What warm-up and cool-down marked is left out. Raises ConfigMetricError for any other expression.
+        """
+        found = Expression.parse(expression, names_of(self.meta.slo))
+        quantile = metrics.PERCENTILES.get(found.stat)
+        if found.stat != "avg" and quantile is None:
+            raise ConfigMetricError(f"{expression} has no batch means", hint="ask for column.avg or a percentile, such as ttft_s.p99")
+        rows = Requests(self.tables.arrow("requests"))
+        part = rows.only(found.keep(rows))
+        keep = part.keep & part.success if found.name in metrics.LATENCIES else part.keep
+        order = np.argsort(part.number("ended_s"), kind="stable")  # who never ended comes last
+        values = part.number(found.name)[order][keep[order]]
+        return stats.batch_means(values[~np.isnan(values)], level=level, quantile=quantile)
+
     def _itl(self, found: Expression) -> float | None:
         if not itl.recorded(self.tables):
             needs = "itl: true or record: full, and engines that report their steps"
@@ -198,6 +218,8 @@ class Run:
         head = f"Run {self.id}   {badge}   {number(summary.values['window_s'])} s, {offered:,} requests, seed {meta.seed}"
         notes = [word for word, so in (("INCOMPLETE", not meta.complete), ("DEGRADED", meta.degraded)) if so]
         out = [head + ("   " + " ".join(notes) if notes else ""), *summary.lines()]
+        if cut := left_out(self):
+            out.append(f"cut     {cut}")
         if meta.provenance:
             out.append(f"timing  {meta.provenance}")
         out.append('next    run.summary(by="tenant").by · run.requests · run.save("runs/x")')

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from windtunnel.lab import metrics
 from windtunnel.lab.metrics import Floats, Requests
+from windtunnel.lab.perfect import perfect_hours
 from windtunnel.lab.window import Window, occupancy
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ PARTIAL = (*COUNTS, "offered_rps", "success_fraction", "rejected_fraction", "tim
 WHOLE = ("window_s", "makespan_s", "in_flight.avg", "in_flight.max", "waiting.avg", "waiting.max", "kv_used_fraction.avg",
          "kv_used_fraction.max", "utilisation", "jain", "service_gap_max", "gpu_hours", "usd", "usd_per_hour", "kwh", "j_per_output_token",
          "usd_per_1k_good", "usd_per_mtok", "good_rps_per_usd_hour", "perfect_gpu_hours", "regret_gpu_hours", "decision_count",
-         "scale_reversals", "per_step_share")
+         "scale_reversals", "replicas.max", "replicas.min", "per_step_share")
 NAMES = (*PARTIAL, *WHOLE)
 W_IN, W_OUT = 1.0, 2.0
 REVERSAL_S = 600.0
@@ -78,7 +79,8 @@ def scalars_of(run: Run, rows: Requests, slo: Mapping[str, Any], window: tuple[f
     out |= _series(run, base)
     out |= _cost(run, out)
     out["per_step_share"] = _per_step(run)
-    out["perfect_gpu_hours"] = out["regret_gpu_hours"] = None
+    out["perfect_gpu_hours"] = perfect = perfect_hours(run)
+    out["regret_gpu_hours"] = None if perfect is None or out["gpu_hours"] is None else out["gpu_hours"] - perfect
     out["decision_count"] = len(run.tables.arrow("decisions")) if "decisions" in run.tables.names else None
     return out
 
@@ -145,9 +147,11 @@ def _gap(rows: Requests, codes: Any, work: Floats, weights: Floats, demand: Any,
 
 
 def _series(run: Run, base: Window) -> dict[str, float | None]:
-    """What only the samples know: KV use over the window, and how often the target turned back within 10 minutes."""
+    """What only the samples know: KV use over the window, how often the target turned back within 10 minutes, the most replicas that
+    served or booted at once, and the fewest that served (of all pools together, in the whole run)."""
     table = run.tables.arrow("series")
-    out: dict[str, float | None] = {"kv_used_fraction.avg": None, "kv_used_fraction.max": None, "scale_reversals": None}
+    out: dict[str, float | None] = {"kv_used_fraction.avg": None, "kv_used_fraction.max": None, "scale_reversals": None, "replicas.max": None,
+                                    "replicas.min": None}
     if not len(table):
         return out
     names = pc.cast(table.column("name"), pa.string())
@@ -161,7 +165,15 @@ def _series(run: Run, base: Window) -> dict[str, float | None]:
         if len(some):
             out["scale_reversals"] = _reversals(some)
             break
+    ready, all_of = (_total(table.filter(pc.is_in(names, pa.array(of)))) for of in (["replicas_ready"], ["replicas_ready", "replicas_booting"]))
+    if len(ready):
+        out["replicas.max"], out["replicas.min"] = float(all_of.max()), float(ready.min())
     return out
+
+
+def _total(table: pa.Table) -> Any:
+    """Sum over pools and series at each time."""
+    return table.to_pandas().groupby("t_s")["value"].sum().to_numpy()
 
 
 def _reversals(table: pa.Table) -> int:

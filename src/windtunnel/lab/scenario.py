@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
@@ -48,7 +48,9 @@ class Scenario(Spec):
     name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     question: str = Field(default="", description="The question that this scenario answers, in one sentence.")
     duration_s: float | None = Field(default=None, gt=0, description="Arrivals end here (s); null: when the source is exhausted.")
-    warmup_s: float = Field(default=0.0, ge=0, description="Requests that arrive before this (s) are marked and left out of every metric.")
+    warmup_s: Annotated[float, Field(ge=0)] | Literal["mser5"] = Field(
+        default=0.0, description="Requests that arrive before this (s) are marked and left out of every metric; mser5: found from TTFT.")
+    cooldown_s: float = Field(default=0.0, ge=0, description="Requests that arrive in the last so many seconds are left out too (s).")
     grace_s: float = Field(default=30.0, ge=0, description="How long requests may still run after duration_s (s).")
     seed: int = Field(default=0, ge=0, lt=2**63)
     record: Literal["requests", "decisions", "full"] = "requests"
@@ -69,8 +71,10 @@ class Scenario(Spec):
     def _consistent(self) -> Self:
         if self.duration_s is None and is_endless(self.source):
             raise ValueError("the source never ends; write duration_s, or a count in the source")
-        if self.duration_s is not None and self.warmup_s >= self.duration_s:
-            raise ValueError(f"warmup_s {self.warmup_s:g} leaves nothing of duration_s {self.duration_s:g}")
+        warmup_s = 0.0 if self.warmup_s == "mser5" else self.warmup_s
+        if self.duration_s is not None and warmup_s + self.cooldown_s >= self.duration_s:
+            both = f" and cooldown_s {self.cooldown_s:g} leave" if self.cooldown_s else " leaves"
+            raise ValueError(f"warmup_s {warmup_s:g}{both} nothing of duration_s {self.duration_s:g}")
         for n, fault in enumerate(self.faults):
             if fault.pool and fault.pool not in self.fleet.pools:  # type: ignore[attr-defined]
                 known = ", ".join(self.fleet.pools)
@@ -148,8 +152,10 @@ class Scenario(Spec):
         return self._checked(_applied(Document(data), _variant(data, name), f"variant {name}"), self._base, allow_imports=True)
 
     def fast(self) -> Self:
-        """The same, at most 60 s long with at most 5 s of warm-up: for CI and first looks."""
-        return self.with_({"duration_s": min(60.0, self.duration_s or 60.0), "warmup_s": min(5.0, self.warmup_s)})
+        """The same, at most 60 s long with at most 5 s of warm-up and of cool-down: for CI and first looks."""
+        warmup_s = self.warmup_s if self.warmup_s == "mser5" else min(5.0, self.warmup_s)
+        changes = {"duration_s": min(60.0, self.duration_s or 60.0), "warmup_s": warmup_s}
+        return self.with_(changes | ({"cooldown_s": min(5.0, self.cooldown_s)} if self.cooldown_s else {}))
 
     # -- saying ---------------------------------------------------------------------------------------------------------------
 
@@ -259,7 +265,7 @@ class Scenario(Spec):
 
         slo = self.slo.bounds()
         return {"slo": slo, "control_spec": header_spec(self.control, pools, slo), "scenario_digest": self.digest,
-                "planned_s": self.duration_s, "warmup_s": self.warmup_s, "question": self.question}
+                "planned_s": self.duration_s, "warmup_s": self.warmup_s, "cooldown_s": self.cooldown_s, "question": self.question}
 
 
 def variants(scenario: Scenario) -> Iterator[tuple[str, Scenario]]:

@@ -51,6 +51,21 @@ def _phase_start(meta: Any, rows: Requests) -> float:
     return float(counted.min())
 
 
+def left_out(run: Run) -> str:
+    """What warm-up and cool-down took out of every number, in words; "" if nothing."""
+    meta, rows = run.meta, Requests(run.tables.arrow("requests"))
+    marked = int(rows.flags("marked").sum())
+    if not marked:
+        return ""
+    ends = []
+    if meta.warmup_s:
+        found = ", found by MSER-5," if meta.warmup_s == "mser5" else ""
+        ends.append(f"warm-up to {_phase_start(meta, rows):.4g} s{found}")
+    if meta.cooldown_s:
+        ends.append(f"the last {meta.cooldown_s:g} s")
+    return f"{' and '.join(ends)}: {marked:,} requests in no number"
+
+
 def _planned(meta: Any, rows: Requests, arrived: Floats) -> float:
     if meta.planned_s is not None:
         return float(meta.planned_s) - float(meta.cooldown_s)

@@ -357,7 +357,7 @@ class SimDriver:
         elif "first_token" in self._needs:
             options["on_first"] = lambda a: self._back(FirstToken(a.id, a.dispatch, name))
         if "fpm" in self._needs:
-            options["on_report"] = teller(name, self.fleet.replicas, self.agenda, self._back)
+            options["on_report"] = teller(name, self.fleet.replicas, self.agenda, self._back, self.faults)
             options["fpm_interval_s"] = REPORT_S
         if "started" in self._needs or tells_progress:
             options["on_started"] = lambda a: self._begun(a, name)

@@ -263,6 +263,14 @@ class Faults:
         n = self._boot_fails[pool] = self._boot_fails.get(pool, 0) + 1
         return min(RETRY_MAX_S, RETRY_S * 2.0 ** (n - 1))
 
+    def report(self, replica: str) -> float | None:
+        """How late an engine's step report arrives; None if nobody hears of it."""
+        mark = self._on.get(replica)
+        if mark is None:
+            return 0.0
+        lost = mark.of("metrics_freeze") or mark.of("pause") or any(f.p >= 1.0 or self._dice.random() < f.p for f in mark.of("metrics_drop"))
+        return None if lost else sum(f.delay_s for f in mark.of("metrics_delay"))
+
     def scrape(self, replica: str, scrape: Any) -> tuple[Any, float] | None:
         """(what the metrics page says, how late it arrives), or None if nobody hears of it."""
         mark = self._on.get(replica)

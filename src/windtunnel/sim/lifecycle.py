@@ -35,6 +35,9 @@ class Startup:
 
     def __post_init__(self) -> None:
         check_number("cache_s", self.cache_s, lo=0.0)
+        for stage in STAGES:
+            if not isinstance(given := getattr(self, stage), Dist):
+                check_number(stage, given, lo=0.0)
 
     def draw(self, seed: int, path: str, replication: int, *, warm: bool) -> tuple[float, ...]:
         """Seconds per stage of one replica; a warm node draws the same, so that it changes nobody else's draws."""

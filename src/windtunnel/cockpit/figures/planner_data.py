@@ -68,6 +68,20 @@ class PoolSeries:
     starting: np.ndarray
     planned: np.ndarray
 
+    def changes(self) -> PoolSeries:
+        """Only where a count changed, the first and the last: the same steps with few points."""
+        keep = steps_kept(self.ready, self.starting, self.planned)
+        return PoolSeries(self.at[keep], self.ready[keep], self.starting[keep], self.planned[keep])
+
+
+def steps_kept(*columns: np.ndarray) -> np.ndarray:
+    """Which points of step lines on the same times to keep; unknown after unknown is no change."""
+    keep = np.zeros(len(columns[0]), dtype=bool)
+    keep[:1] = keep[-1:] = True
+    for y in columns:
+        keep[1:] |= ~((y[1:] == y[:-1]) | (np.isnan(y[1:]) & np.isnan(y[:-1])))
+    return keep
+
 
 @dataclass(frozen=True, slots=True)
 class PlannerSeries:
@@ -85,7 +99,9 @@ def pool_series(log: PlannerLog, run: Run | None = None) -> PlannerSeries:
     able = None
     if pools and all(pool in capacity for pool in pools):
         at = next(iter(pools.values())).at
-        able = (at, np.min([seen.ready * capacity[pool] for pool, seen in pools.items()], axis=0))
+        rps = np.min([seen.ready * capacity[pool] for pool, seen in pools.items()], axis=0)
+        keep = steps_kept(rps)
+        able = (at[keep], rps[keep])
     return PlannerSeries(pools, able)
 
 

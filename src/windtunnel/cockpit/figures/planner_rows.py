@@ -12,6 +12,7 @@ import numpy as np
 from windtunnel.cockpit import palette
 from windtunnel.cockpit.decimate import decimate
 from windtunnel.cockpit.figures.planner_data import Forecasts, forecasts_of, ideal_fleet, pool_series
+from windtunnel.cockpit.figures.spec import nice
 from windtunnel.cockpit.figures.windowed import Windows, bounds_of
 from windtunnel.lab.planner_explain import Stretch, plan_text, timeline
 from windtunnel.lab.planner_log import PlannerLog, planner_log
@@ -125,13 +126,11 @@ def _errors(forecasts: Forecasts, theme: str) -> Row:
 
 
 def _pool(run: Run, log: PlannerLog, pool: str, theme: str) -> Row:
-    seen = pool_series(log, run).pools[pool]
+    seen = pool_series(log, run).pools[pool].changes()
     blue, amber, ink = palette.colour("ready", theme), palette.colour("booting", theme), palette.colour("other", theme)
-    area: dict[str, Any] = {"stackgroup": "there", "line": {"width": 0.5, "shape": "hv"}}
     ready = _line("ready", seen.at, seen.ready, blue, "replicas", step=True)
     starting = _line("starting", seen.at, seen.starting, amber, "replicas", step=True)
-    traces = [{**ready, **area, "line": {**area["line"], "color": blue}, "fillcolor": _faint(blue)},
-              {**starting, **area, "line": {**area["line"], "color": amber}, "fillcolor": _faint(amber)},
+    traces = [_stacked(ready, blue), _stacked(starting, amber),
               _line("planned", seen.at, seen.planned, ink, "replicas", step=True)]
     ideal = ideal_fleet(run, log, pool)
     if ideal is not None:
@@ -139,7 +138,7 @@ def _pool(run: Run, log: PlannerLog, pool: str, theme: str) -> Row:
     top = max([1.0, *(np.nanmax(values) for values in (seen.ready + seen.starting, seen.planned) if len(values) and not np.isnan(values).all())])
     lines = bounds_of_pool(log, pool)
     top = max([top, *(y for y, label in lines if not label.startswith("floor"))])
-    return Row(f"Replicas: {escape(pool)}", "replicas", traces, lines, height_px=180, axis={"range": [0, top * 1.15], "tickformat": "d"})
+    return Row(f"Replicas: {escape(pool)}", "replicas", traces, lines, height_px=180, axis=_whole(top * 1.15))
 
 
 def bounds_of_pool(log: PlannerLog, pool: str) -> list[tuple[float, str]]:
@@ -167,11 +166,11 @@ def _gpus(log: PlannerLog, theme: str) -> Row:
         used = np.nan_to_num(seen.ready + seen.starting) * gpus.get(pool, 1)
         total = total + used
         line = _line(escape(pool), seen.at, used, ink, "GPUs", step=True)
-        traces.append({**line, "stackgroup": "gpus", "line": {**line["line"], "width": 0.5}, "fillcolor": _faint(ink)})
+        traces.append(_stacked(line, ink))
     budget = (log.settings.get("budget") or {}).get("max_gpus", -1)
     top = max(float(np.max(total)) if np.size(total) else 0.0, budget, 1.0)
     return Row("GPUs of all pools", "GPUs", traces, [(float(budget), f"budget {budget} GPUs")] if budget >= 0 else [], height_px=140,
-               axis={"range": [0, top * 1.18], "tickformat": "d"})
+               axis=_whole(top * 1.18))
 
 
 def _latency(run: Run, log: PlannerLog, column: str, title: str, theme: str) -> Row | None:
@@ -212,6 +211,15 @@ def _strip(run: Run, log: PlannerLog, theme: str) -> Row:
 def _spacing(log: PlannerLog) -> float:
     at = [t["tick_at"] for t in log.ticks]
     return min((b - a for a, b in pairwise(at)), default=1.0)
+
+
+def _whole(top: float) -> dict[str, Any]:
+    """An axis of whole numbers from 0."""
+    return {"range": [0, top], "tick0": 0, "dtick": max(1, int(nice(top / 5)))}
+
+
+def _stacked(line: dict[str, Any], ink: str) -> dict[str, Any]:
+    return {**line, "stackgroup": "stack", "line": {**line["line"], "width": 0.5}, "fillcolor": _faint(ink)}
 
 
 def _faint(ink: str) -> str:

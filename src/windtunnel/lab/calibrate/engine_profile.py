@@ -56,12 +56,26 @@ class EngineProfile:
         }
 
 
-def plan(slots: int, ctx_tokens: int | None) -> tuple[list[Cell], list[Cell]]:
-    """(cells to fit, cells held back): other prompt lengths, closed loops and open arrivals are never fitted."""
+SWEEP = ((1, 2, 4, 8, 16), (64, 512, 2048), (64, 256))  # requests at once, prompt tokens, output tokens
+
+
+def sweep_cells(slots: int, ctx_tokens: int | None) -> list[Cell]:
+    """Every combination of SWEEP that an engine of so many slots, each with so much context, can serve; one wave of each."""
+    at_once, prompts, outputs = SWEEP
+    return [Cell(b, n, out, rounds=1) for b in at_once for n in prompts for out in outputs
+            if b <= slots and (ctx_tokens is None or n + out <= ctx_tokens)]
+
+
+def plan(slots: int, ctx_tokens: int | None, full: bool = False) -> tuple[list[Cell], list[Cell]]:
+    """(cells to fit, cells held back): other prompt lengths, closed loops and open arrivals are never fitted.
+
+    full: `sweep_cells` are fitted too, which takes minutes a round rather than seconds.
+    """
     longest = min(512, (ctx_tokens or 4096) // 3)
     short, out = 32, 96
     batches = [b for b in (1, 2, 3, 4, 6, 8, 12, 16) if b <= min(slots, 16)]
     fitted = [Cell(b, n, out, rounds=1) for b in batches for n in (short, longest)]
+    fitted += sweep_cells(slots, ctx_tokens) if full else []
     fitted += [Cell(1, n, 8, rounds=2) for n in (8, longest // 4, longest // 2, longest)]
     most = batches[-1]
     between = longest // 3

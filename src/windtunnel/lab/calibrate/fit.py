@@ -12,8 +12,8 @@ import numpy as np
 
 from windtunnel.errors import ConfigValueError
 from windtunnel.lab.calibrate.least_squares import PER_PARAMETER, RIDGE, Array, free_columns, solve
-from windtunnel.lab.calibrate.observe import RequestObs, StepObs
-from windtunnel.lab.calibrate.replay import replay
+from windtunnel.lab.calibrate.observe import Observations, RequestObs, StepObs
+from windtunnel.lab.calibrate.replay import replay, replay_point
 from windtunnel.sim.engine import EngineConfig
 from windtunnel.sim.stepmodels.affine import Affine
 from windtunnel.sim.stepmodels.calibrated import FEATURES, features
@@ -29,7 +29,8 @@ FLOOR = 0.25  # of the mean: an error is relative to no less, so that the first,
 
 @dataclass(frozen=True)
 class Fit:
-    """theta by name; theta0: the prior; intervals: 90 % bootstrap percentiles; not_identified: what the data could not move."""
+    """theta by name; theta0: the prior; intervals: 90 % bootstrap percentiles; not_identified: what the data could not move; draws: the
+    resampled coefficients themselves, one row per resample, in the order of the intervals."""
 
     theta: dict[str, float]
     theta0: dict[str, float]
@@ -40,6 +41,7 @@ class Fit:
     evaluations: int = 0
     seed: int = 0
     valid: dict[str, tuple[float, float]] = field(default_factory=dict)
+    draws: Array = field(default_factory=lambda: np.zeros((0, 0)), compare=False, repr=False)
 
 
 AFFINE_PRIOR = {"c0": 6e-3, "c1": 2.6e-5, "c2": 2e-5, "c3": 2.4e-8, "c4": 1e-10}
@@ -62,7 +64,7 @@ def fit_steps(steps: Sequence[StepObs], *, prior: Mapping[str, float] | None = N
     free = free_columns(X, y, ones)
     error = float(np.sum((X @ found / y - 1) ** 2))
     return Fit(dict(zip(theta0, (found * scale).tolist())), theta0, _percentiles(list(theta0), draws),
-               [n for n, f in zip(theta0, free) if not f], len(y), error, seed=seed, valid=valid_range(steps))
+               [n for n, f in zip(theta0, free) if not f], len(y), error, seed=seed, valid=valid_range(steps), draws=draws)
 
 
 def affine(fit: Fit) -> Affine:
@@ -89,13 +91,24 @@ def fit_requests(requests: Sequence[RequestObs], make: Callable[[dict[str, float
     replayed). Damped Gauss–Newton on ln θ by finite differences of the simulator, at most 50 replays. The intervals resample blocks of 20
     requests and take one Gauss–Newton step each.
     """
-    names = list(theta0)
+    return fit_observations(Observations(requests=requests), make, theta0, config, ridge=ridge, use=use, seed=seed)
+
+
+def fit_observations(seen: Observations, make: Callable[[dict[str, float]], StepModel], theta0: Mapping[str, float], config: EngineConfig,
+                     *, ridge: float = RIDGE, use: Sequence[bool] | None = None, seed: int = 0) -> Fit:
+    """As `fit_requests`, of steps, requests and load points together; each kind counts as its weight says, whatever its number.
+
+    use: which requests count. A step is asked of the model, a load point flown as a closed loop of its own. Raises ConfigValueError.
+    """
+    if not len(seen):
+        raise ConfigValueError("observations", "expected at least one")
+    names, requests = list(theta0), seen.requests
     for name in names:
         if not theta0[name] > 0:
             raise ConfigValueError(f"theta0.{name}", f"expected a prior > 0, got {theta0[name]!r}")
     counted = np.flatnonzero(np.ones(len(requests), dtype=bool) if use is None else np.asarray(use))
-    free = names[:int(len(counted) // PER_PARAMETER)]
-    target = _Target(requests, make, dict(theta0), free, config, counted, ridge)  # type: ignore[arg-type]
+    free = names[:int((len(counted) + len(seen.steps) + len(seen.points)) // PER_PARAMETER)]
+    target = _Target(seen, make, dict(theta0), free, config, counted, ridge)  # type: ignore[arg-type]
     x = np.zeros(len(free))
     r, damping = target.residuals(x), 1e-3
     J = target.jacobian(x, r)
@@ -116,8 +129,9 @@ def fit_requests(requests: Sequence[RequestObs], make: Callable[[dict[str, float
     theta = target.theta(x)
     draws = np.exp(x + target.bootstrap(J, r, np.random.default_rng(seed))) * np.array([theta0[n] for n in free]) if free else np.zeros((1, 0))
     watch = _Watch(make(theta))
-    replay(requests, watch, config)
-    return Fit(theta, dict(theta0), _percentiles(free, draws), names[len(free):], len(counted), float(r @ r), target.evaluations, seed, watch.range)
+    target.fly(watch)
+    return Fit(theta, dict(theta0), _percentiles(free, draws), names[len(free):], len(counted) + len(seen.steps) + len(seen.points), float(r @ r),
+               target.evaluations, seed, watch.range, draws)
 
 
 @dataclass
@@ -150,7 +164,7 @@ class _Watch:
 
 @dataclass
 class _Target:
-    requests: Sequence[RequestObs]
+    seen: Observations
     make: Callable[[dict[str, float]], StepModel]
     theta0: dict[str, float]
     free: list[str]
@@ -165,14 +179,27 @@ class _Target:
     def residuals(self, x: Array) -> Array:
         """Relative errors, √ of their weight; then what the ridge holds."""
         self.evaluations += 1
-        got = replay(self.requests, self.make(self.theta(x)), self.config).requests
+        seen = self.seen
+        got, steps, points = self.fly(self.make(self.theta(x)))
         parts = []
-        for measure in MEASURES:
-            y, z = (np.array([measure(rows[i]) for i in self.counted]) for rows in (self.requests, got))
+        for measure in MEASURES if len(self.counted) else ():
+            y, z = (np.array([measure(rows[i]) for i in self.counted]) for rows in (seen.requests, got))
             if measure is _ttft:  # which request just missed a step is chance: long ones are compared with long ones
                 y, z = np.sort(y), np.sort(z)
-            parts.append((z - y) / np.maximum(y, FLOOR * y.mean()) / np.sqrt(len(y)))
+            parts.append((z - y) / np.maximum(y, FLOOR * y.mean()) / np.sqrt(len(y)) * np.sqrt(seen.weights.get("requests", 1.0)))
+        # a request has three measures, and so counts three times in all
+        parts.append(steps * np.sqrt(len(MEASURES) * seen.weight("steps")))
+        parts.append(points * np.sqrt(len(MEASURES) / 2 * seen.weight("points")))
         return np.concatenate([*parts, np.sqrt(self.ridge) * np.expm1(x)])
+
+    def fly(self, step_model: StepModel) -> tuple[Sequence[RequestObs], Array, Array]:
+        """(requests with simulated times; relative errors of the steps; those of each point's TTFT, then of each point's TPOT)."""
+        seen = self.seen
+        got = replay(seen.requests, step_model, self.config).requests if seen.requests else ()
+        steps = np.array([step_model.run(s.batch, 1)[0] / s.seconds - 1.0 for s in seen.steps])
+        flown = [replay_point(p, step_model, self.config) for p in seen.points]
+        points = [[z.ttft_s / p.ttft_s - 1.0 for p, z in zip(seen.points, flown)], [z.tpot_s / p.tpot_s - 1.0 for p, z in zip(seen.points, flown)]]
+        return got, steps, np.array(points).reshape(-1)
 
     def jacobian(self, x: Array, r: Array) -> Array:
         columns = []
@@ -186,11 +213,15 @@ class _Target:
         """Steps of ln θ for resampled blocks."""
         n = len(self.counted)
         blocks = np.array_split(np.arange(n), max(1, n // BLOCK))
-        tail = np.arange(len(MEASURES) * n, len(r))
+        first, many, p = len(MEASURES) * n, len(self.seen.steps), len(self.seen.points)
+        tail = np.arange(first + many + 2 * p, len(r))
         steps = []
         for _ in range(RESAMPLES):
             rows = np.concatenate([blocks[i] for i in rng.integers(0, len(blocks), len(blocks))])
             rows = np.concatenate([*(rows + m * n for m in range(len(MEASURES))), tail])
+            if many or p:  # of these each is a group of its own
+                drawn = first + many + rng.integers(0, p, p) if p else np.zeros(0, dtype=int)
+                rows = np.concatenate([rows, first + rng.integers(0, many, many) if many else drawn[:0], drawn, drawn + p])
             A, b = J[rows], r[rows]
             steps.append(np.linalg.solve(A.T @ A + 1e-9 * np.eye(A.shape[1]), -A.T @ b))
         return np.array(steps)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from windtunnel.errors import ConfigFileError, TraceFormatError
+from windtunnel.errors import ConfigFileError, ConfigValueError, TraceFormatError
 from windtunnel.policy.param import check_number
 from windtunnel.sim.stepmodels.model import Batch
 
@@ -108,13 +108,31 @@ class PointObs:
         return self.concurrency * self.osl / (self.ttft_s + (self.osl - 1) * self.tpot_s)
 
 
+KINDS = ("steps", "requests", "points")
+
+
 @dataclass(frozen=True, slots=True)
 class Observations:
-    """A profile may mix kinds; each kind has the same total weight in a fit."""
+    """A profile may mix kinds; weights: of all observations of a kind together, by kind, 1 for each that is not named."""
 
     steps: Sequence[StepObs] = field(default_factory=tuple)
     requests: Sequence[RequestObs] = field(default_factory=tuple)
     points: Sequence[PointObs] = field(default_factory=tuple)
+    weights: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for kind, weight in self.weights.items():
+            if kind not in KINDS:
+                raise ConfigValueError("weights", f"expected some of {', '.join(KINDS)}, got {kind!r}")
+            check_number(f"weights.{kind}", weight, above=0.0)
+
+    def __len__(self) -> int:
+        return len(self.steps) + len(self.requests) + len(self.points)
+
+    def weight(self, kind: str) -> float:
+        """Of one observation of a kind: the kind's weight, shared out evenly."""
+        n = len(getattr(self, kind))
+        return self.weights.get(kind, 1.0) / n if n else 0.0
 
 
 RUN_COLUMNS = ("request_id", "input_toks", "output_toks", "queued_ts", "scheduled_ts", "first_token_ts", "last_token_ts")

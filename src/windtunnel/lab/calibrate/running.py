@@ -49,11 +49,12 @@ class Calibration:
         return path
 
 
-def calibrate(kind: str, url: str, *, model: str = "", slots: int | None = None, budget_s: float = 60.0, seed: int = 7,
+def calibrate(kind: str, url: str, *, model: str = "", slots: int | None = None, budget_s: float = 60.0, seed: int = 7, full: bool = False,
               options: dict[str, Any] | None = None, tell: Callable[[str], None] | None = None) -> Calibration:
     """Measure the engine at `url` for about `budget_s` seconds, fit a profile, and check it on load that was not fitted.
 
-    kind: llamacpp, openai or vllm. slots: calls it runs at once; None: what it says, else 4.
+    kind: llamacpp, openai or vllm. slots: calls it runs at once; None: what it says, else 4. full: measure the whole sweep of
+    concurrency 1 to 16, prompts of 64 to 2048 and answers of 64 and 256 tokens, once at least whatever the budget.
     Nothing else should use the engine meanwhile. Raises EngineUnavailableError, ConfigValueError, ConfigError.
     """
     check_number("budget_s", budget_s, above=0.0)
@@ -61,12 +62,12 @@ def calibrate(kind: str, url: str, *, model: str = "", slots: int | None = None,
         check_number("slots", slots, lo=1, whole=True)
     if not url:
         raise ConfigValueError("url", "expected the address of a running engine")
-    work = partial(_calibrate, kind, url, model, slots, budget_s, seed, options or {}, tell or (lambda text: None))
+    work = partial(_calibrate, kind, url, model, slots, budget_s, seed, full, options or {}, tell or (lambda text: None))
     with ThreadPoolExecutor(1) as thread:  # a notebook's own loop runs in this one
         return thread.submit(lambda: asyncio.run(work())).result()
 
 
-async def _calibrate(kind: str, url: str, model: str, slots: int | None, budget_s: float, seed: int, options: dict[str, Any],
+async def _calibrate(kind: str, url: str, model: str, slots: int | None, budget_s: float, seed: int, full: bool, options: dict[str, Any],
                      tell: Callable[[str], None]) -> Calibration:
     begun = time.perf_counter()
     engine = make_engine(kind, url, name="calibrate", model=model, slots=slots, options=options)
@@ -75,7 +76,7 @@ async def _calibrate(kind: str, url: str, model: str, slots: int | None, budget_
         await probe.check()
         can = await engine.capabilities()
         slots = slots or can.slots or DEFAULT_SLOTS
-        fitted, held = plan(slots, can.ctx_tokens)
+        fitted, held = plan(slots, can.ctx_tokens, full)
         got, checked, rounds = await _rounds(probe, fitted, held, begun + 0.9 * budget_s, tell)
         stamp = datetime.now(UTC).strftime("%Y-%m-%d")
         source = f"measured {stamp}, {sum(len(m.requests) for m in got)} requests in {rounds} rounds"

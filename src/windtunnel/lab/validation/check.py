@@ -47,6 +47,20 @@ def within(section: str, what: str, metric: str, expected: float, got: float, re
     return Check(section, what, metric, expected, got, f"± {rel:g} relative", bool(abs(got - expected) <= rel * abs(expected)), n, unit, note=note)
 
 
+def near(section: str, what: str, metric: str, expected: float, got: float, by: float, n: int, unit: str = "", note: str = "") -> Check:
+    """A deterministic number, within an absolute tolerance; 0: exactly."""
+    tolerance = f"± {by:g}" if by else "exact"
+    return Check(section, what, metric, expected, got, tolerance, bool(abs(got - expected) <= by), n, unit, note=note)
+
+
+def between(section: str, what: str, metric: str, low: float, high: float, got: float, n: int, unit: str = "", note: str = "") -> Check:
+    """A number in a range; a side may be infinite."""
+    if math.isinf(high) or math.isinf(low):
+        bound, sign = (low, "≥") if math.isinf(high) else (high, "≤")
+        return Check(section, what, metric, bound, got, f"{sign} {bound:g}", bool(low <= got <= high), n, unit, note=note)
+    return Check(section, what, metric, (low + high) / 2, got, f"in [{low:g}, {high:g}]", bool(low <= got <= high), n, unit, note=note)
+
+
 def shown(section: str, what: str, metric: str, expected: float, got: float, n: int, unit: str = "", note: str = "for comparison") -> Check:
     """A number without a target."""
     return Check(section, what, metric, expected, got, NO_TARGET, True, n, unit, note=note)

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Mapping
-from dataclasses import MISSING, fields, is_dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
 from enum import IntEnum
 from functools import cache
+from operator import attrgetter
 from typing import Any
 
 from windtunnel.errors import ExtraMissingError, PlanContractError, PluginSerializationError
 from windtunnel.policy.planning import contract
-from windtunnel.policy.planning.contract import Accept, Override, Reject, Stage, StageResponse
+from windtunnel.policy.planning.contract import Accept, ObservationData, Override, Reject, Stage, StageResponse
 
 try:
     from google.protobuf.message import DecodeError, Message
@@ -32,15 +33,16 @@ PAYLOADS: dict[type, str] = {Accept: "accept", Override: "override", Reject: "re
 
 
 def to_proto(value: Any) -> Message:
-    """The message of a contract value."""
-    message = getattr(pb, type(value).__name__)()
+    """The message of a contract value. What all requests of a tick have in common, its observations, is written once."""
     if isinstance(value, StageResponse):
-        message.final = value.final
-        if value.answer is not None:
-            _fill(getattr(message, PAYLOADS[type(value.answer)]), value.answer)
-        return message
-    _fill(message, value)
-    return message
+        if value.answer is None:
+            return pb.StageResponse(final=value.final)  # type: ignore[no-any-return]
+        return pb.StageResponse(**{PAYLOADS[type(value.answer)]: to_proto(value.answer)}, final=value.final)  # type: ignore[no-any-return]
+    message, names, get, plain = _writer(type(value))
+    values = get(value)
+    if not plain:
+        values = [_put(item) for item in values]
+    return message(**dict(zip(names, values)))
 
 
 def from_proto(message: Message) -> Any:
@@ -71,88 +73,119 @@ def _response(message: Any) -> StageResponse:
     return StageResponse(answer, message.final)
 
 
-# -- one field at a time ----------------------------------------------------------------------------------------------------------------
+# -- one type at a time -------------------------------------------------------------------------------------------------------------------
 
-
-def _fill(message: Any, value: Any) -> None:
-    name = type(value).__name__
-    if not fields(value):
-        message.SetInParent()  # Accept has nothing but its presence
-    for f in fields(value):
-        item = getattr(value, f.name)
-        if item is not None:
-            _put(message, ON_WIRE.get((name, f.name), f.name), item)
-    if not message.ByteSize():
-        message.SetInParent()
-
-
-def _put(message: Any, field: str, item: Any) -> None:
-    if isinstance(item, Stage):
-        setattr(message, field, STAGES[item])
-    elif isinstance(item, tuple):
-        for one in item:
-            _fill(getattr(message, field).add(), one)
-    elif isinstance(item, Mapping):
-        target = getattr(message, field)
-        for key, one in item.items():
-            if isinstance(one, Mapping):  # engines: reports by replica and rank
-                target[key].SetInParent()
-                for inner, report in one.items():
-                    _fill(target[key].reports[inner], report)
-            else:
-                _fill(target[key], one)
-    elif is_dataclass(item):
-        _fill(getattr(message, field), item)
-    else:
-        setattr(message, field, int(item) if isinstance(item, IntEnum) else item)
+Writer = tuple[Any, tuple[str, ...], Callable[[Any], Sequence[Any]], bool]
+_written: tuple[Any, Any] = (None, None)  # the newest observations and their message
 
 
 @cache
-def _shape(kind: type) -> tuple[tuple[str, str, Any, bool, bool], ...]:
-    """(field, name on the wire, type without None, may be None, has a default) of a dataclass."""
-    hints = typing.get_type_hints(kind)
+def _writer(kind: type) -> Writer:
+    """(message class, names on the wire, reads the values, whether they can be handed over as they are) of a dataclass."""
+    shape = _shape(kind)
+    names = tuple(f.wire for f in shape)
+    if len(names) > 1:
+        get: Any = attrgetter(*(f.name for f in shape))
+    else:
+        def get(value: Any) -> list[Any]:
+            return [getattr(value, f.name) for f in shape]
+    return getattr(pb, kind.__name__), names, get, all(f.mode in (PLAIN, PRESENT) for f in shape)
+
+
+def _put(item: Any) -> Any:
+    """A field's value as a message takes it; None is left out."""
+    if item is None or type(item) in SCALARS:
+        return item
+    if isinstance(item, Stage):
+        return STAGES[item]
+    if isinstance(item, tuple):
+        return [to_proto(one) for one in item]
+    if isinstance(item, Mapping):
+        return {key: pb.EngineReports(reports=_put(one)) if isinstance(one, Mapping) else to_proto(one) for key, one in item.items()}
+    if type(item) is ObservationData:
+        return _observations(item)
+    return to_proto(item) if is_dataclass(item) else int(item)
+
+
+def _observations(item: ObservationData) -> Any:
+    global _written
+    known, message = _written
+    if known is not item:
+        message = to_proto(item)
+        _written = (item, message)
+    return message
+
+
+PLAIN, PRESENT, ENUM, MANY, TABLE, ENGINES, NESTED = range(7)
+SCALARS = frozenset({int, float, str, bool})
+
+
+@dataclass(frozen=True, slots=True)
+class _Field:
+    """name, name on the wire, how it is read, of which type, and whether it may be missing. PRESENT: a scalar that says if it is there."""
+
+    name: str
+    wire: str
+    mode: int
+    kind: Any
+    nullable: bool
+
+
+@cache
+def _shape(kind: type) -> tuple[_Field, ...]:
+    """The fields of a dataclass, in its order."""
+    hints, described = typing.get_type_hints(kind), getattr(pb, kind.__name__).DESCRIPTOR.fields_by_name
     out = []
     for f in fields(kind):
-        hint = hints[f.name]
+        hint, wire = hints[f.name], ON_WIRE.get((kind.__name__, f.name), f.name)
         args = typing.get_args(hint)
         nullable = isinstance(hint, types.UnionType) and type(None) in args
         plain = next(a for a in args if a is not type(None)) if nullable else hint
-        default = f.default is not MISSING or f.default_factory is not MISSING
-        out.append((f.name, ON_WIRE.get((kind.__name__, f.name), f.name), plain, nullable, default))
+        origin, mode = typing.get_origin(plain), PRESENT if described[wire].has_presence else PLAIN
+        if origin is tuple:
+            mode, plain = MANY, typing.get_args(plain)[0]
+        elif origin is not None:
+            inner = typing.get_args(plain)[1]
+            nested = typing.get_origin(inner) is not None
+            mode, plain = (ENGINES, typing.get_args(inner)[1]) if nested else (TABLE, inner)
+        elif plain is Stage or issubclass(plain, IntEnum):
+            mode = ENUM
+        elif is_dataclass(plain):
+            mode = NESTED
+        out.append(_Field(f.name, wire, mode, plain, nullable))
     return tuple(out)
 
 
 def _read(message: Any, kind: type) -> Any:
-    values = {}
-    for name, wire, plain, nullable, _ in _shape(kind):
-        values[name] = _get(message, wire, plain, nullable, f"{kind.__name__}.{name}")
-    return kind(**values)
+    values = []
+    has = message.HasField
+    for f in _shape(kind):
+        mode, wire = f.mode, f.wire
+        if mode == PLAIN:
+            values.append(getattr(message, wire))
+        elif mode in (PRESENT, NESTED):
+            if has(wire):
+                value = getattr(message, wire)
+                values.append(value if mode == PRESENT else _read(value, f.kind))
+            elif f.nullable:
+                values.append(None)
+            else:
+                raise PluginSerializationError(f"{kind.__name__}.{f.name} is missing")
+        elif mode == MANY:
+            values.append(tuple([_read(one, f.kind) for one in getattr(message, wire)]))
+        elif mode == TABLE:
+            values.append({key: _read(one, f.kind) for key, one in getattr(message, wire).items()})
+        elif mode == ENGINES:
+            values.append({key: {k: _read(r, f.kind) for k, r in one.reports.items()} for key, one in getattr(message, wire).items()})
+        else:
+            values.append(_enum(getattr(message, wire), f, kind))
+    return kind(*values)
 
 
-def _get(message: Any, wire: str, plain: Any, nullable: bool, path: str) -> Any:
-    origin = typing.get_origin(plain)
-    if origin is tuple:
-        inner = typing.get_args(plain)[0]
-        return tuple(_read(one, inner) for one in getattr(message, wire))
-    if origin is not None and issubclass(origin, Mapping):
-        inner = typing.get_args(plain)[1]
-        found = getattr(message, wire)
-        if typing.get_origin(inner) is not None:
-            report = typing.get_args(inner)[1]
-            return {key: {k: _read(r, report) for k, r in one.reports.items()} for key, one in found.items()}
-        return {key: _read(one, inner) for key, one in found.items()}
-    if plain is Stage or (isinstance(plain, type) and issubclass(plain, IntEnum)):
-        number = getattr(message, wire)
-        if not number:
-            raise PluginSerializationError(f"{path} is unspecified")
-        try:
-            return STAGES_BACK[number] if plain is Stage else plain(number)
-        except (KeyError, ValueError):
-            raise PluginSerializationError(f"{path}: unknown value {number}") from None
-    descriptor = message.DESCRIPTOR.fields_by_name[wire]
-    if descriptor.has_presence and not message.HasField(wire):
-        if nullable:
-            return None
-        raise PluginSerializationError(f"{path} is missing")
-    value = getattr(message, wire)
-    return _read(value, plain) if is_dataclass(plain) else value  # type: ignore[arg-type]
+def _enum(number: int, field: _Field, kind: type) -> Any:
+    if not number:
+        raise PluginSerializationError(f"{kind.__name__}.{field.name} is unspecified")
+    try:
+        return STAGES_BACK[number] if field.kind is Stage else field.kind(number)
+    except (KeyError, ValueError):
+        raise PluginSerializationError(f"{kind.__name__}.{field.name}: unknown value {number}") from None

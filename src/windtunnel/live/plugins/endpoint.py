@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,6 +87,8 @@ def bind(server: grpc.aio.Server, listen: str, *, tls: Tls | None = None, allow_
         raise PlannerConfigError(f"listen {listen!r}: expected an address with a port above 0")
     if not unix and tls is None and not allow_insecure:
         raise PlannerConfigError(f"listen {listen!r} is not encrypted", hint="give tls, a unix socket, or allow_insecure")
+    if unix and _in_use(listen):
+        raise PlannerConfigError(f"cannot listen at {listen!r}: somebody does already")
     try:
         if unix or tls is None:
             bound = server.add_insecure_port(listen)
@@ -99,6 +102,16 @@ def bind(server: grpc.aio.Server, listen: str, *, tls: Tls | None = None, allow_
         raise PlannerConfigError(f"cannot listen at {listen!r}: {error}") from error
     if not bound:
         raise PlannerConfigError(f"cannot listen at {listen!r}")
+
+
+def _in_use(listen: str) -> bool:
+    """Does anybody answer at this unix socket? One that was left behind by a process that is gone does not count."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(listen.removeprefix("unix:").removeprefix("//"))
+        except OSError:
+            return False
+    return True
 
 
 def close_to_others(listen: str) -> None:

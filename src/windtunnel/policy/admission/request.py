@@ -165,8 +165,11 @@ class RequestAdmission:
         if now < self._now:
             self._tick(now)
         self._now = now
-        lease_id = lease.lease_id
-        active = self._active.get(lease_id)
+        try:
+            lease_id = lease.lease_id
+            active = self._active.get(lease_id)
+        except (AttributeError, TypeError):  # not a lease at all, or one with an id that cannot be looked up
+            return self._unknown()
         if active is not lease and (active is None or active != lease):
             return self._not_active(lease, active, now)
         del self._active[lease_id]
@@ -192,6 +195,10 @@ class RequestAdmission:
             breaker.on_outcome(outcome, now)
         if outcome == "rate_limited" and getattr(r.limit, "opens_breaker", False):
             breaker.trip(now)
+
+    def _unknown(self) -> ReleaseReason:
+        self._diagnostics["unknown_lease"] = self._diagnostics.get("unknown_lease", 0) + 1
+        return "unknown_lease"
 
     def _not_active(self, lease: RequestLease, active: RequestLease | None, now: float) -> ReleaseReason:
         reason: ReleaseReason = "unknown_lease"

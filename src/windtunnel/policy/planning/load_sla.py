@@ -66,6 +66,20 @@ class SlaSignal:
 
         return "down" if all(map(spare, reports)) else "stay"
 
+    def ttft_s(self, report: ForwardPass) -> float | None:
+        """Of a request that came to this engine now; None if it cannot be told, or no prompt is read here."""
+        isl, most = self.sizing.averages.avg_isl.mean, self.sizing.limits[self.role].max_num_batched_tokens
+        if self.role == "decode" or isl is None or most is None:
+            return None
+        return ttft_estimate(report.queued.prefill_tokens, isl, self.traffic.kv_hit_rate if self.traffic else None, most, self._prefill(report))
+
+    def itl_s(self, report: ForwardPass) -> float | None:
+        """At this engine now; None where no tokens are made."""
+        if self.role == "prefill":
+            return None
+        kv = report.scheduled.decode_kv_tokens + report.queued.decode_kv_tokens
+        return itl_estimate(self._step_s(kv), self.traffic.accept_length if self.traffic else None, self.sizing.settings.speculative_nextn)
+
     def _prefill(self, report: ForwardPass) -> Callable[[float], float]:
         if self.role == "prefill":
             return self.sizing.model.prefill_s

@@ -34,7 +34,7 @@ from windtunnel.policy.planning.roster import Entry, Roster, Snapshot
 Action = Literal["apply", "skip_no_targets", "skip_short_circuit", "skip_tick_timeout"]
 Baseline = Mapping[str, int | None]
 Ticking = Generator[Gather, Answers, "TickOutcome"]
-TYPE_NAMES = {kind: kind.name.lower() for kind in OverrideType}
+TYPE_NAMES = ("", *(kind.name.lower() for kind in OverrideType))  # by value: an enum member is slow to hash
 
 
 @dataclass(slots=True)
@@ -249,28 +249,27 @@ class _Tick:
         """One Gather; (entry, response or None) in the order asked. Raises _TimedOut once the tick has no time left."""
         pipeline, journal = self.pipeline, self.journal
         left_s = pipeline.tick_max_s - (self.now - self.started)
-        calls = []
+        calls, request, blocks, window_s, now, noting = [], None, (), 0.0, self.now, journal.on
         for entry in entries:
-            key = (entry.blocks, entry.window_s)
-            request = requests.get(key)
-            if request is None:
-                request = requests[key] = StageRequest(self._trimmed(entry), stage, self.tick_at, self.now, results)
+            if request is None or entry.window_s != window_s or entry.blocks != blocks:
+                blocks, window_s = entry.blocks, entry.window_s
+                request = requests.get((blocks, window_s))
+                if request is None:
+                    request = requests[blocks, window_s] = StageRequest(self._trimmed(entry), stage, self.tick_at, now, results)
             entry.calls += 1
-            entry.last_call_at = self.now
-            calls.append(Call(entry.plugin_id, entry.order, stage, request, min(entry.timeout_s, left_s), entry.transport, entry.plugin))
-            if journal.on:
+            entry.last_call_at = now
+            timeout_s = entry.timeout_s
+            calls.append(Call(entry.plugin_id, entry.order, stage, request, timeout_s if timeout_s < left_s else left_s, entry.transport,
+                              entry.plugin))
+            if noting:
                 journal.add("plugin_called", entry.plugin_id, stage=stage.value)
         pipeline.gathers += 1
         answers = yield Gather(pipeline.gathers, tuple(calls), self.started + pipeline.tick_max_s)
         self.now = journal.now = max(self.now, answers.now)
         late = self.now - self.started >= pipeline.tick_max_s
         items = answers.items
-        in_order = len(items) == len(calls) and all(a.plugin_id == c.plugin_id for a, c in zip(items, calls, strict=True))
-        by_id = {} if in_order else {a.plugin_id: a for a in items}
-        got = []
-        for i, entry in enumerate(entries):
-            item = items[i] if in_order else by_id.get(entry.plugin_id)
-            got.append((entry, self._settle(entry, stage, item, late, calls[i].timeout_s < entry.timeout_s)))
+        by_id = {a.plugin_id: a for a in items}
+        got = [(entry, self._settle(entry, stage, by_id.get(entry.plugin_id), late, left_s < entry.timeout_s)) for entry in entries]
         if late:
             raise _TimedOut
         return got
@@ -320,7 +319,7 @@ class _Tick:
             if answer is not None and entry.clear():
                 journal.add("cache_cleared", entry.plugin_id, why=response.kind)
         for result in results:
-            key = ("plugin_evaluations_total", entry.plugin_id, stage, result)
+            key = ("plugin_evaluations_total", entry.plugin_id, stage._value_, result)
             counts[key] = counts.get(key, 0) + 1
         if journal.on:
             journal.add("plugin_answered", entry.plugin_id, stage=stage.value, result=response.kind, final=response.final)
@@ -405,7 +404,7 @@ _WHY = {Gate.HOLD: "not_due", Gate.DISABLED: "disabled", Gate.OPEN: "circuit_ope
 def answer_inline(call: Call) -> Answer:
     """Ask an in-process plugin here and now; whatever it raises becomes a CallError."""
     try:
-        ask = getattr(call.target, call.stage, None)
+        ask = getattr(call.target, call.stage._value_, None)  # a plain str: found in the type's own cache
         if ask is None:
             return Answer(call.plugin_id, None, CallError("unknown_method", f"no method {call.stage.value}"))
         return Answer(call.plugin_id, ask(call.request))

@@ -39,10 +39,17 @@ def hpa_replicas(n: int, target: float, values: Sequence[float | None], unready:
 
 class ReferenceHpa:
     """One pool by the HPA's rules: mean metric per replica over target, up by at most max(n + 4, 2n) in 15 s, down to the largest wish
-    of the last 300 s. metric: requests in flight or queued, KV share (target as a share), or requests per second, each per replica."""
+    of the last 300 s. metric: requests in flight or queued, KV share (target as a share), or requests per second, each per replica.
+
+    pending_blind: replicas that are still starting are taken for serving ones, as when the metric is an average that somebody else made.
+    waiting, in_flight: of the control, set by the planner; what waits there counts to the queue.
+    """
 
     def __init__(self, component: str, metric: Metric, target: float, *, kv_tokens: int | None = None, most: int | None = None,
-                 least: int = 1, period_s: float = 15.0, down_window_s: float = 300.0) -> None:
+                 least: int = 1, period_s: float = 15.0, down_window_s: float = 300.0, pending_blind: bool = False) -> None:
+        self.pending_blind = pending_blind
+        self.waiting: Callable[[], int | None] | None = None
+        self.running: Callable[[str], int] | None = None
         self.component, self.metric, self.target, self.kv_tokens = component, metric, target, kv_tokens
         self.most, self.least, self.period_s, self.down_window_s = most, least, period_s, down_window_s
         self._wishes: deque[tuple[float, int]] = deque()
@@ -60,10 +67,16 @@ class ReferenceHpa:
         return StageResponse(_set(self.component, self.limited(n, wish, request.tick_at)))
 
     def _wish(self, n: int, ready: int, values: Sequence[float | None]) -> int:
+        known = [v for v in values if v is not None]
+        if self.pending_blind and known:
+            ratio = sum(known) / len(known) / self.target
+            return n if abs(ratio - 1) <= TOLERANCE else ceil_safe(n * ratio)
         return hpa_replicas(n, self.target, values, max(0, n - ready))
 
     def limited(self, n: int, wish: int, at: float) -> int:
-        """The wish within the rates of change."""
+        """The wish within the rates of change. What is there at the first look counts as a wish: nobody shrinks on one look."""
+        if not self._wishes:
+            self._wishes.append((at, n))
         self._wishes.append((at, wish))
         self._counts.append((at, n))
         _drop(self._wishes, at - self.down_window_s)
@@ -83,13 +96,25 @@ class ReferenceHpa:
                 return None
             return [traffic.num_req / traffic.duration_s / ready] * ready
         reports = seen.fpm.engines.get(self.component) if seen and seen.fpm else None
+        outside = self._outside(reports is None)
         if reports is None:
-            return None
+            return None if outside is None or ready <= 0 else [outside / ready] * ready
         by_replica: dict[str, float] = {}
         for report in reports.values():
             by_replica[report.replica_id] = by_replica.get(report.replica_id, 0.0) + self._value(report)
-        found: list[float | None] = list(by_replica.values())
+        share = (outside or 0.0) / max(1, len(by_replica))
+        found: list[float | None] = [value + share for value in by_replica.values()]
         return found + [None] * max(0, ready - len(found))
+
+    def _outside(self, silent: bool) -> float | None:
+        """Requests that the control knows of: what waits there; of silent engines also what runs. None: it was not asked to tell."""
+        if self.metric not in ("queue", "in_flight"):
+            return None
+        waiting = None if self.waiting is None else self.waiting()
+        if waiting is None:
+            return None
+        running = self.running(self.component) if self.running is not None and silent and self.metric == "in_flight" else 0
+        return float(waiting + running)
 
     def _value(self, report: ForwardPass) -> float:
         queued = report.queued.num_prefill + report.queued.num_decode
@@ -134,7 +159,8 @@ class KedaLike(ReferenceHpa):
         return StageResponse(_set(self.component, max(1, self.limited(n, wish, at))))
 
     def _queue(self, request: StageRequest, ready: int) -> float | None:
-        if self.waiting is not None:
+        engines = request.ctx.observations.fpm if request.ctx.observations else None
+        if self.waiting is not None and (engines is None or self.component not in engines.engines):
             return self.waiting()
         values = self._values(request, ready)
         return None if values is None else float(sum(v for v in values if v is not None))
@@ -142,7 +168,10 @@ class KedaLike(ReferenceHpa):
 
 class ReferenceKpa:
     """One pool by concurrency, as Knative's KPA: averages of its own samples, one a tick, over a stable and a panic window. Panic begins
-    when the short average asks for twice what is ready, never scales down, and ends 60 s after it was last true."""
+    when the short average asks for twice what is ready, never scales down, and ends 60 s after it was last true.
+
+    waiting, running: of the control, set by the planner.
+    """
 
     def __init__(self, component: str, target: float = 70.0, *, stable_s: float = 60.0, panic_s: float = 6.0, panic_factor: float = 2.0,
                  max_up: float = 1000.0, max_down: float = 2.0) -> None:
@@ -152,6 +181,8 @@ class ReferenceKpa:
         self._panic_at: float | None = None
         self._highest = 0
         self.reasons: dict[str, str] = {}
+        self.waiting: Callable[[], int | None] | None = None
+        self.running: Callable[[str], int] | None = None
 
     def propose(self, request: StageRequest) -> StageResponse:
         seen, at = request.ctx.observations, request.tick_at
@@ -159,9 +190,12 @@ class ReferenceKpa:
         reports: Mapping[str, ForwardPass] | None = seen.fpm.engines.get(self.component) if seen and seen.fpm else None
         if state is None or state.ready is None:
             return ACCEPTED
+        waiting = None if self.waiting is None else self.waiting()
         if reports is not None:
             loads = (r.scheduled.num_prefill + r.scheduled.num_decode + r.queued.num_prefill + r.queued.num_decode for r in reports.values())
-            self._samples.append((at, float(sum(loads))))
+            self._samples.append((at, float(sum(loads) + (waiting or 0))))
+        elif waiting is not None and self.running is not None:
+            self._samples.append((at, float(waiting + self.running(self.component))))
         _drop(self._samples, at - self.stable_s)
         short = [v for t, v in self._samples if t > at - self.panic_s + 1e-9]
         if not short:

@@ -29,7 +29,7 @@ from windtunnel.policy.planning.audit import Journal, Record
 from windtunnel.policy.planning.boundary import Limits, PendingGuard, PoolNow, fit_plan
 from windtunnel.policy.planning.cadence import needs_of, pull
 from windtunnel.policy.planning.calls import Answer, Answers, Gather
-from windtunnel.policy.planning.contract import ObservationData, PipelineContext, WorkerState
+from windtunnel.policy.planning.contract import ObservationData, PipelineContext, PredictionData, WorkerState
 from windtunnel.policy.planning.demand import grid_index
 from windtunnel.policy.planning.diagnostics import PREDICT, TickDiagnostics, decisive_reason, describe, merge_reasons, newly_scored
 from windtunnel.policy.planning.observer import FleetObserver, Observer
@@ -90,6 +90,7 @@ class PipelinePlanner:
         self._activated_s = float("-inf")
         self._last: TickDiagnostics | None = None
         self._observed: ObservationData | None = None  # of the newest tick
+        self._predicted: tuple[float, PredictionData] | None = None  # when, what
         self._scored: dict[str, int] = {}
         self._retell = False  # the settings, with the next notes
         self._on: dict[type, Callable[[Any, float], Sequence[Effect]]] = {
@@ -124,6 +125,11 @@ class PipelinePlanner:
     @in_flight.setter
     def in_flight(self, count: Callable[[str], int]) -> None:
         self.rollout.in_flight = count
+
+    def _running_in(self, component: str) -> int:
+        """Own requests on the replicas of a pool."""
+        pool = self.pools[component]
+        return sum(map(self.rollout.in_flight, (*pool.ready, *pool.draining)))
 
     @property
     def needs(self) -> frozenset[str]:
@@ -193,6 +199,8 @@ class PipelinePlanner:
             self.plugins[reg.plugin_id] = plugin
             if hasattr(plugin, "waiting"):
                 plugin.waiting = self._waiting
+            if hasattr(plugin, "running"):
+                plugin.running = self._running_in
         self.journal.count("registrations_total", "accepted")
         self.journal.add("registered", reg.plugin_id, stage=entry.stage.value, priority=reg.priority, subject=subject)
         return entry
@@ -420,6 +428,8 @@ class PipelinePlanner:
         told = {c: tuple(why) for c, why in reasons.items()}
         diagnostics = TickDiagnostics(self.ticks, tick_at, now, outcome.action)
         self._last = describe(diagnostics, outcome, baseline, planned, told, self.plugins, self._observed)
+        if outcome.chain.predictions is not None:
+            self._predicted = (tick_at, outcome.chain.predictions)
         if self.journal.on:
             for field, score in newly_scored(self.plugins, self._scored):
                 self.journal.add("forecast_scored", PREDICT, field=field, error=score.last_error, wape=score.wape, bias=score.bias)
@@ -499,6 +509,14 @@ class PipelinePlanner:
     def observed(self) -> ObservationData | None:
         """What the newest tick saw."""
         return self._observed
+
+    @property
+    def predicted(self) -> PredictionData | None:
+        """The newest forecast, while the time that it is for has not passed."""
+        if self._predicted is None or self._last is None:
+            return None
+        at, ahead = self._predicted
+        return ahead if self._last.tick_at - at <= (ahead.horizon_s or 0.0) else None
 
     def _look_after_pools(self, now: float) -> None:
         scaler = self.settings.scaler

@@ -28,6 +28,7 @@ class PoolHistory:
         self._keep_s = max(settings.period_s, settings.down_window_s, settings.up_window_s)
         self._past: deque[tuple[float, int, int]] = deque()
         self._last: int | None = None
+        self._first = (NEVER, 0)  # when this began, and how many there were: that counts as wanted, for nobody shrinks on one look
         self.last_up_s = self.last_down_s = self._over_s = NEVER
         self.panic = False
 
@@ -49,6 +50,8 @@ class PoolHistory:
             self.last_up_s = at
         elif self._last is not None and c < self._last:
             self.last_down_s = at
+        if self._last is None:
+            self._first = (at, c)
         self._last = c
         if self._past and self._past[-1][0] >= at:
             self._past.pop()  # the same tick again
@@ -75,7 +78,9 @@ class PoolHistory:
             if seconds and at < since + seconds - EPSILON:
                 yield c, Why.COOLDOWN
         if s.down_window_s:
-            yield min(c, max(w for *_, w in self._since(at, s.down_window_s))), Why.STABILISATION_WINDOW
+            began, there = self._first
+            wanted = max(w for *_, w in self._since(at, s.down_window_s))
+            yield min(c, max(wanted, there) if at < began + s.down_window_s - EPSILON else wanted), Why.STABILISATION_WINDOW
         if c * (1 - s.down_tolerance) - EPSILON <= r < c:
             yield c, Why.TOLERANCE
 
