@@ -28,6 +28,7 @@ from windtunnel.sim.capacity import kv_blocks, refuse_infeasible
 from windtunnel.sim.catalog import BYTES, SHIPPED, Architecture, Catalog, Gpu
 from windtunnel.sim.engine import EngineConfig, HostCosts
 from windtunnel.sim.fleet import Pool, Startup
+from windtunnel.sim.pipelined import Piped
 from windtunnel.sim.scrape import ScrapeModel
 from windtunnel.sim.service import ServiceConfig
 from windtunnel.sim.stepmodels.model import Batch, StepModel
@@ -56,12 +57,16 @@ def build_pool(name: str, spec: PoolSpec, base: Path, *, split: bool = False, ca
         link = KvLink(spec.link_bw or card.inter_bw, float(arch.kv_bytes_per_token(kv_dtype)), spec.link_latency_s,
                       arch.layers if spec.layerwise else None)
     step_model = _step_model(spec, arch, card, measured)
+    if spec.pp > 1:  # a hop leaves the node where the stages of a replica do not fit into one
+        hop_bw = card.intra_bw if spec.tp * spec.pp <= card.gpus_per_node else card.inter_bw
+        step_model = Piped(step_model, spec.pp, 2.0 * arch.hidden, hop_bw)
     listed = card.spot_usd_per_hour if spec.spot else card.usd_per_hour
     price = spec.price.usd_per_hour if spec.price is not None else listed
     return Pool(
         name=name, model=spec.model, gpu=spec.gpu, engine=engine, step_model=step_model, replicas=spec.replicas, min=spec.min, max=spec.max,
-        tp=spec.tp, role=spec.role, startup=_startup(spec.startup, arch, dtype, spec.tp, base), gpus_per_replica=spec.tp,
-        price_usd_per_hour=price, spot=spec.spot, power_w=card.power_w, idle_w=card.idle_w, scrape=_scrape(spec, base),
+        tp=spec.tp, pp=spec.pp, role=spec.role, startup=_startup(spec.startup, arch, dtype, spec.tp * spec.pp, base),
+        gpus_per_replica=spec.tp * spec.pp, price_usd_per_hour=price, spot=spec.spot, power_w=card.power_w, idle_w=card.idle_w,
+        scrape=_scrape(spec, base),
         weight=1.0 if spec.weight == "auto" else spec.weight, drain_timeout_s=spec.drain_timeout_s, link=link,
         provenance=_timing(spec, step_model, measured))
 
@@ -118,15 +123,15 @@ def _engine(spec: PoolSpec, arch: Architecture, card: Gpu, dtype: str, kv_dtype:
     if measured is not None and config.num_blocks is None and measured.kv_blocks is not None and measured.gpu == spec.gpu:
         config = dataclasses.replace(config, num_blocks=measured.kv_blocks)
     if config.preemption == "swap":  # every rank swaps its share over its own PCIe
-        config = dataclasses.replace(config, pcie_bw=config.pcie_bw or card.pcie_bw * spec.tp,
+        config = dataclasses.replace(config, pcie_bw=config.pcie_bw or card.pcie_bw * spec.tp * spec.pp,
                                      kv_bytes_per_token=config.kv_bytes_per_token or float(arch.kv_bytes_per_token(kv_dtype)))
     if config.num_blocks is not None:
         return config
-    refuse_infeasible(arch, card, tp=spec.tp, dtype=dtype, kv_dtype=kv_dtype, block_size=config.block_size,
+    refuse_infeasible(arch, card, tp=spec.tp, pp=spec.pp, dtype=dtype, kv_dtype=kv_dtype, block_size=config.block_size,
                       max_model_len=config.max_model_len, max_num_batched_tokens=config.max_num_batched_tokens,
                       max_num_seqs=config.max_num_seqs, ep=_ep(spec, measured),
                       max_prompt=config.max_model_len if config.policy == "vllm" and not config.chunked_prefill else None)
-    blocks = kv_blocks(arch, card, tp=spec.tp, dtype=dtype, kv_dtype=kv_dtype, block_size=config.block_size)
+    blocks = kv_blocks(arch, card, tp=spec.tp, pp=spec.pp, dtype=dtype, kv_dtype=kv_dtype, block_size=config.block_size)
     return dataclasses.replace(config, num_blocks=blocks)
 
 

@@ -145,6 +145,7 @@ class PoolSpec(Spec):
     model: str
     gpu: str
     tp: int = Field(default=1, ge=1, le=64)
+    pp: int = Field(default=1, ge=1, le=64, description="Stages that share out the layers; steps are then simulated one by one.")
     role: Literal["agg", "prefill", "decode"] = Field(
         default="agg", description="prefill computes prompts and hands their KV to a decode pool of the same model; agg does both.")
     link_bw: float | None = Field(default=None, gt=0, description="Bytes per second of KV into a replica, and as many out of it; left out: "
@@ -171,6 +172,8 @@ class PoolSpec(Spec):
             raise ValueError(f"max {self.max} is below {'replicas' if self.replicas > self.min else 'min'} {max(self.min, self.replicas)}")
         if self.role != "agg" and self.service is not None:
             raise ValueError(f"role {self.role} needs an engine with steps, and service has none")
+        if self.pp > 1 and (self.role != "agg" or self.service is not None):
+            raise ValueError(f"pp {self.pp} needs role agg and an engine with steps")
         if self.engine.role not in ("agg", self.role):  # type: ignore[attr-defined]
             raise ValueError(f"engine.role {self.engine.role} is not the pool's role {self.role}")  # type: ignore[attr-defined]
         if self.min > self.replicas:

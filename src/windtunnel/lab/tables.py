@@ -132,6 +132,7 @@ REPLICAS = _columns(
     "prefix_hit_blocks int - ? Prompt blocks found in its cache.", "prefix_query_blocks int - ? Prompt blocks looked up.",
     "prefix_hit_tokens int tokens ? Prompt tokens found in its cache.", "prefix_query_tokens int tokens ? Prompt tokens looked up.",
     "prefix_evictions int - ? Cached blocks that had to make room.",
+    "adapter_hits int - ? Requests that found their adapter loaded.", "adapter_loads int - ? Adapters that it loaded.",
     "per_step_steps int - ? Of its steps, those taken one by one because their model allows no runs.",
     "gpu_seconds float s ? From asking to gone, times GPUs.", "usd float usd ? What that cost; NA if the price is unknown.",
     "kwh float kwh ? Energy, where modelled.",

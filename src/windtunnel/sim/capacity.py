@@ -13,11 +13,13 @@ OVERHEAD_BYTES = 1.24e9  # activations, graphs and runtime per GPU: an assumptio
 
 
 def kv_blocks(arch: Architecture, gpu: Gpu, *, tp: int = 1, dtype: str = "bf16", kv_dtype: str = "bf16", block_size: int = 16,
-              utilisation: float = UTILISATION, overhead_bytes: float = OVERHEAD_BYTES) -> int:
-    """Blocks of `block_size` tokens that fit on `tp` GPUs; negative if not even the weights do. ConfigValueError for a number that means nothing."""
+              utilisation: float = UTILISATION, overhead_bytes: float = OVERHEAD_BYTES, pp: int = 1) -> int:
+    """Blocks of `block_size` tokens that fit on `tp` · `pp` GPUs, the layers shared out evenly over pp stages;
+    negative if not even the weights do. ConfigValueError for a number that means nothing."""
     _check(tp, block_size, utilisation, overhead_bytes)
-    usable = gpu.memory_bytes * utilisation - arch.params * element_bytes("dtype", dtype) / tp - overhead_bytes
-    return floor(usable / (block_size * arch.kv_bytes_per_token(kv_dtype) * arch.kv_share(tp)))
+    check_number("pp", pp, lo=1, whole=True)
+    usable = gpu.memory_bytes * utilisation - arch.params * element_bytes("dtype", dtype) / (tp * pp) - overhead_bytes
+    return floor(usable / (block_size * arch.kv_bytes_per_token(kv_dtype) * arch.kv_share(tp) / pp))
 
 
 def _check(tp: int, block_size: int, utilisation: float, overhead_bytes: float) -> None:
@@ -29,11 +31,15 @@ def _check(tp: int, block_size: int, utilisation: float, overhead_bytes: float) 
 
 def refuse_infeasible(arch: Architecture, gpu: Gpu, *, tp: int = 1, dtype: str = "bf16", kv_dtype: str = "bf16", block_size: int = 16,
                       max_model_len: int | None = None, max_num_batched_tokens: int | None = None, max_num_seqs: int | None = None,
-                      utilisation: float = UTILISATION, overhead_bytes: float = OVERHEAD_BYTES, ep: int = 1, max_prompt: int | None = None) -> None:
+                      utilisation: float = UTILISATION, overhead_bytes: float = OVERHEAD_BYTES, ep: int = 1, max_prompt: int | None = None,
+                      pp: int = 1) -> None:
     """Raise ConfigInfeasibleError, showing the sum, if this model cannot run on these GPUs. max_prompt: the longest that must fit into one step."""
     check_number("ep", ep, lo=1, whole=True)
     _check(tp, block_size, utilisation, overhead_bytes)
-    weights, usable = arch.params * element_bytes("dtype", dtype) / tp, gpu.memory_bytes * utilisation
+    check_number("pp", pp, lo=1, whole=True)
+    if pp > arch.layers:
+        raise ConfigInfeasibleError(f"{arch.layers} layers cannot be shared out over pp {pp}")
+    weights, usable = arch.params * element_bytes("dtype", dtype) / (tp * pp), gpu.memory_bytes * utilisation
     element_bytes("kv_dtype", kv_dtype)
     if arch.heads % tp:
         raise ConfigInfeasibleError(f"{arch.heads} attention heads cannot be split over tp {tp}", hint="choose a tp that divides them")
@@ -49,12 +55,12 @@ def refuse_infeasible(arch: Architecture, gpu: Gpu, *, tp: int = 1, dtype: str =
     if dtype not in gpu.flops and dtype in ("fp8",):
         raise ConfigInfeasibleError(f"{gpu.name} has no {dtype}", hint=f"it has {', '.join(gpu.flops)}")
     if weights + overhead_bytes >= usable:
-        share = f" a GPU at tp {tp}" if tp > 1 else ""
+        share = f" a GPU at tp {tp}" + (f" pp {pp}" if pp > 1 else "") if tp * pp > 1 else ""
         raise ConfigInfeasibleError(
             f"weights {weights / 1e9:.1f} GB{share} + overhead {overhead_bytes / 1e9:.1f} GB > {usable / 1e9:.1f} GB usable "
             f"({utilisation:g} × {gpu.memory_bytes / 1e9:.1f} GB)", hint=f"use tp: {2 * tp} or a larger GPU")
     blocks = kv_blocks(arch, gpu, tp=tp, dtype=dtype, kv_dtype=kv_dtype, block_size=block_size, utilisation=utilisation,
-                       overhead_bytes=overhead_bytes)
+                       overhead_bytes=overhead_bytes, pp=pp) // pp  # of a group
     if blocks < 1 or (max_model_len is not None and blocks * block_size < max_model_len):
         raise ConfigInfeasibleError(f"{blocks * block_size:,} tokens of KV cache are fewer than one request of {max_model_len or 1:,} tokens",
                                     hint="lower engine.max_model_len or use a larger GPU")

@@ -50,6 +50,7 @@ def replica_row(replica: SimReplica, now: float) -> dict[str, Any]:
         "steps": engine.steps, "requests": replica.requests, "output_tokens": engine.output_tokens, "preemptions": engine.preemptions,
         "prefix_hit_blocks": engine.prefix_hit_blocks, "prefix_query_blocks": engine.prefix_query_blocks,
         "prefix_hit_tokens": engine.cached_tokens, "prefix_query_tokens": engine.prefix_query_tokens, "prefix_evictions": engine.evictions,
+        "adapter_hits": getattr(engine, "adapter_hits", None), "adapter_loads": getattr(engine, "adapter_loads", None),
         "per_step_steps": getattr(engine, "per_step_steps", None), "gpu_seconds": gpu_seconds,
         "usd": None if price is None else gpu_seconds / 3600.0 * price, "kwh": _kwh(replica, life_s),
     }

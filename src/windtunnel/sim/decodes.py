@@ -41,14 +41,13 @@ class Decodes:
             self._note(name, a)
 
     def _note(self, name: str, a: Attempt) -> None:
-        pieces = self._fleet.replicas[name].engine.pieces
-        if pieces is not None and a.segments:
-            self.rows.extend((a.id, name, *row) for row in stretches(a, pieces))
+        part = self._fleet.replicas[name].engine.part_of(a)
+        if part is not None and part.pieces is not None and a.segments:
+            self.rows.extend((a.id, part.name, *row) for row in stretches(a, part.pieces))
 
     def steps(self) -> Iterable[tuple[str, dict[str, Any]]]:
-        """(replica, columns of the `steps` table) of every replica that stepped."""
-        for name, replica in self._fleet.replicas.items():
-            p = replica.engine.pieces
+        """(replica, columns of the `steps` table) of every replica that stepped; of pipelines one per group of requests."""
+        for name, p in [(part.name, part.pieces) for r in self._fleet.replicas.values() for part in r.engine.parts()]:
             if p is not None and len(p):
                 ends = [t0 + (k * A + B * (k * (k - 1) * 0.5)) if k else t0 + A for t0, A, B, k in zip(p.t0, p.A, p.B, p.k)]
                 yield name, {"t_s": p.t0, "end_s": ends, "step0": p.D0, "steps": p.k, "a_s": p.A, "b_s": p.B, "decode_seqs": p.b}

@@ -361,9 +361,19 @@ class SimDriver:
             options["fpm_interval_s"] = REPORT_S
         if "started" in self._needs or tells_progress:
             options["on_started"] = lambda a: self._begun(a, name)
+        if getattr(pool.engine, "lora", None) is not None:
+            options["adapter_of"] = self._by_label if pool.engine.lora.by == "label" else self._by_tenant  # type: ignore[union-attr]
         if self.handoffs is not None and paired:
             options = self.handoffs.options(name, pool, options)
         return options if self._decodes is None else self._decodes.options(name, options)
+
+    def _by_tenant(self, request_id: str) -> str | None:
+        opened = self.control.flow.open.get(request_id)
+        return None if opened is None else opened.request.tenant
+
+    def _by_label(self, request_id: str) -> str | None:
+        opened = self.control.flow.open.get(request_id)
+        return None if opened is None else dict(opened.request.labels).get("adapter")
 
     def _begun(self, attempt: Attempt, name: str) -> None:
         if "progress" in self._needs:

@@ -6,7 +6,7 @@ step. An arrival that can be admitted cuts the run at the next step boundary.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from windtunnel.errors import ConfigValueError, EngineBusyError
@@ -87,6 +87,14 @@ class SimEngine(Runs):
     def waiting(self) -> int:
         """Requests in line: for the batch, or for room for KV that is to come."""
         return self._waiting + len(self._kv_wait)
+
+    def parts(self) -> Iterator[SimEngine]:
+        """The step loops of this replica: this one."""
+        yield self
+
+    def part_of(self, a: Attempt) -> SimEngine | None:
+        """The step loop that an attempt is in."""
+        return self
 
     # -- requests -------------------------------------------------------------------------------------------------------------------
 

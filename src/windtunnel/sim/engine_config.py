@@ -33,6 +33,26 @@ class HostCosts:
             check_number(name, getattr(self, name), lo=0.0)
 
 
+@dataclass(frozen=True, slots=True)
+class Lora:
+    """Adapters. max_loras: resident at once; load_s: to load one more; step_factor: how much longer a step with any of them lasts.
+
+    by: whose adapter a request needs: its tenant's, or the one in its label `adapter` (none: the base model).
+    """
+
+    max_loras: Annotated[int, Param(lo=1, hi=64, step=1, label="adapters", help="resident at once")] = 8
+    load_s: Annotated[float, Param(lo=0.0, hi=10.0, unit="s", label="adapter load", help="to load one that is not resident")] = 0.5
+    step_factor: Annotated[float, Param(lo=1.0, hi=2.0, label="adapter cost", help="how much longer a step with adapters lasts")] = 1.0
+    by: Annotated[str, Param(choices=("tenant", "label"), help="whose adapter a request needs: its tenant's or its label's", knob=False)] = "tenant"
+
+    def __post_init__(self) -> None:
+        check_number("max_loras", self.max_loras, lo=1, whole=True)
+        check_number("load_s", self.load_s, lo=0.0)
+        check_number("step_factor", self.step_factor, lo=1.0)
+        if self.by not in ("tenant", "label"):
+            raise ConfigValueError("by", f"expected tenant or label, got {self.by!r}")
+
+
 def _count(default: Any, label: str, help: str, lo: int = 1, hi: int | None = None) -> Any:
     return Param(lo=lo, hi=hi, step=1, label=label, help=help, knob=default is not None)
 
@@ -73,6 +93,7 @@ class EngineConfig:
     reject_status: Annotated[int, _count(None, "refusal", "HTTP status when the queue is full", 400, 599)] = 503
     host: HostCosts = field(default_factory=HostCosts)
     spec_decode: SpecDecode | None = None
+    lora: Lora | None = None
     noise_cv: Annotated[float, Param(lo=0.0, hi=0.5, label="noise", help="variation of step times: one log-normal factor, mean 1, per run of steps",
                                      knob=False)] = 0.0
     role: Annotated[str, Param(choices=_CHOICES["role"], help="prefill: hands KV over after token 1; decode: takes it", knob=False)] = "agg"

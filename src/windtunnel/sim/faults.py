@@ -16,6 +16,7 @@ from windtunnel.policy.param import Param, check_number
 from windtunnel.sim.agenda import COMPLETION, STEP_START, Agenda
 from windtunnel.sim.engine import EngineConfig, SimEngine
 from windtunnel.sim.fleet import DRAINING, READY, SimFleet, SimReplica
+from windtunnel.sim.pipelined import PipelineEngine
 from windtunnel.sources.seeding import generator
 from windtunnel.sources.surge import Surge
 
@@ -206,7 +207,7 @@ class Faults:
                 for fault in active:
                     factor *= fault.factor
                 engine.set_speed(factor)
-            elif isinstance(engine, SimEngine):
+            elif isinstance(engine, SimEngine | PipelineEngine):
                 engine.pause() if active else engine.resume()
 
     def _targets(self, fault: Fault, rng: np.random.Generator) -> list[SimReplica]:

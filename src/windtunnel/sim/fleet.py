@@ -14,6 +14,8 @@ from windtunnel.sim.agenda import COMPLETION, Agenda
 from windtunnel.sim.cost import replica_row
 from windtunnel.sim.engine import Attempt, EngineConfig, SimEngine
 from windtunnel.sim.lifecycle import BOOTING, DRAINING, GONE, PROVISIONING, READY, REQUESTED, STAGES, Nodes, SimReplica, Startup
+from windtunnel.sim.lora import LoraEngine
+from windtunnel.sim.pipelined import PipelineEngine
 from windtunnel.sim.scrape import ScrapeModel
 from windtunnel.sim.service import ServiceConfig, Station, service_engine
 from windtunnel.sim.stepmodels.model import StepModel
@@ -36,6 +38,7 @@ class Pool:
     min: int = 0
     max: int | None = None
     tp: int = 1
+    pp: int = 1
     role: str = "agg"
     startup: Startup = field(default_factory=Startup)
     gpus_per_replica: int = 1
@@ -52,6 +55,8 @@ class Pool:
     def __post_init__(self) -> None:
         for name in ("replicas", "min"):
             check_number(f"{self.name}.{name}", getattr(self, name), lo=0, whole=True)
+        if getattr(self.engine, "lora", None) is not None and (self.pp > 1 or self.link is not None):
+            raise ConfigValueError(f"{self.name}.engine.lora", "adapters need pp 1 and a pool of role agg that shares no requests")
         if self.max is not None and self.max < max(self.min, self.replicas):
             raise ConfigValueError(f"{self.name}.max", f"{self.max} is below replicas {self.replicas} or min {self.min}")
 
@@ -217,7 +222,7 @@ class SimFleet:
         self._by_pool[pool.name].append(replica)
         return replica
 
-    def _engine(self, name: str, pool: Pool, ordinal: int) -> SimEngine | Station:
+    def _engine(self, name: str, pool: Pool, ordinal: int) -> SimEngine | PipelineEngine | Station:
         options = dict(self._engine_options(name, pool))
         if pool.engine.draws:
             options["rng"] = generator(self._seed, f"pool/{pool.name}/replica/{ordinal}/noise", self._replication)
@@ -225,6 +230,10 @@ class SimFleet:
             for engine_only in ("on_report", "fpm_interval_s"):
                 options.pop(engine_only, None)
             return service_engine(name, pool.engine, self.agenda, **options)
+        if pool.engine.lora is not None:
+            return LoraEngine(name, pool.engine, pool.step_model, self.agenda, **options)
+        if pool.pp > 1:
+            return PipelineEngine(name, pool.engine, pool.step_model, self.agenda, pool.pp, **options)
         return SimEngine(name, pool.engine, pool.step_model, self.agenda, **options)
 
     def _order(self, pool: Pool) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from windtunnel.policy.param import check_number
 from windtunnel.sim.engine import SimEngine
+from windtunnel.sim.pipelined import PipelineEngine
 from windtunnel.sim.service import Station
 from windtunnel.sources.dist import Dist
 from windtunnel.sources.seeding import generator
@@ -51,7 +52,7 @@ class SimReplica:
 
     __slots__ = ("boot", "engine", "gone_reason", "name", "ordinal", "pool", "promised", "requests", "stage_n", "state", "times", "version")
 
-    def __init__(self, name: str, pool: Pool, ordinal: int, engine: SimEngine | Station) -> None:
+    def __init__(self, name: str, pool: Pool, ordinal: int, engine: SimEngine | PipelineEngine | Station) -> None:
         self.name, self.pool, self.ordinal, self.engine = name, pool, ordinal, engine
         self.state, self.version, self.requests, self.gone_reason = REQUESTED, 0, 0, ""
         self.times: dict[str, float] = {}

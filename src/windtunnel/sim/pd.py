@@ -207,9 +207,9 @@ def pairs_of(config: FleetConfig) -> dict[str, tuple[list[Pool], list[Pool]]]:
             side = "prefill" if not first else "decode"
             raise ConfigInfeasibleError(f"{model} has no pool of role {side}", hint=f"add one with `role: {side}`, or give all its pools role agg")
         links = [p.link for p in of]
-        if None in links or len({link.kv_bytes_per_token for link in links if link is not None}) > 1:
+        if None in links or any(p.pp > 1 for p in of) or len({link.kv_bytes_per_token for link in links if link is not None}) > 1:
             raise ConfigInfeasibleError(f"the pools {', '.join(p.name for p in of)} cannot exchange KV",
-                                        hint="give each a link, one KV dtype, and an engine with steps")
+                                        hint="give each a link, one KV dtype, pp 1, and an engine with steps")
         if len({getattr(p.engine, "first_token", None) for p in of}) > 1:
             raise ConfigInfeasibleError(f"the pools {', '.join(p.name for p in of)} differ in engine.first_token",
                                         hint="one side yields token 1: write the same for all")

@@ -104,6 +104,13 @@ class Station:
         self.busy_s = self.served_s = 0.0
         self.pieces = self.cache = None
 
+    def parts(self) -> tuple[Any, ...]:
+        """There is no step loop."""
+        return ()
+
+    def part_of(self, a: Attempt) -> None:
+        return None
+
     @property
     def idle(self) -> bool:
         return not self._here
