@@ -433,6 +433,14 @@ def test_SO_2_an_oracle_sees_every_dispatch_and_every_end_at_once() -> None:
     assert told == [(0.0, 1), (1.5, 2), (3.0, 0), (3.0, 0)]
 
 
+def test_SO_2_of_a_pair_both_sides_are_told_with_the_dispatch() -> None:
+    text = TEXT.replace("      {model", "      {role: decode, scrape: {interval_s: 1000, exact: true}, model").replace("source:", "    prompts: {role: prefill, "
+                        "model: Llama-3.1-8B, gpu: h100_sxm, scrape: {interval_s: 1000, exact: true}}\nsource:", 1)
+    events = looks(text, duration_s=5.0, **{"control.routing": {"kind": "pairs"}})
+    first = [(now, e.replica, e.scrape.running + e.scrape.waiting) for now, e in events if type(e) is Scraped][:2]
+    assert first[0][0] == first[1][0] and first[0][1:] == ("prompts-0", 1) and first[1][1].startswith("chat-")
+
+
 def test_SO_3_a_scrape_costs_nothing_that_grows_and_cuts_no_run() -> None:
     plain, events = [drive(("a", 0.0, 100, 5000), ("b", 3.0, 100, 4000), model=Affine(6e-3, 2.6e-5, 2e-5, 2.4e-8), needs=needs)
                      for needs in (frozenset(), frozenset({"scrape"}))]
