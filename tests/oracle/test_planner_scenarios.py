@@ -167,3 +167,25 @@ def test_PL_708_no_long_stream_is_cut_by_a_scale_down() -> None:
     assert not (run.requests.outcome == "provider_failure").any()
     cut = fly("long-streams", "impatient").requests
     assert int((cut.outcome == "provider_failure").sum()) >= 50
+
+
+def test_PL_707_gpus_move_between_pools_at_full_budget() -> None:
+    rows = fly("rebalance").decisions
+    orders = [json.loads(d)["targets"] for e, d in zip(rows.effect, rows.detail, strict=True) if e == "ScaleTo"]
+    assert orders[0] == {"prompts": 1} and orders[1:3] == [{"answers": 2}, {"answers": 5}]  # what one pool gives up, the other takes
+    drains = rows[rows.effect == "Drain"].replica.tolist()
+    assert len(drains) >= 4 and all(replica.startswith("prompts") for replica in drains[:4])
+    replicas = fly("rebalance").replicas
+    edges = sorted([(t, 1) for t in replicas.requested_s] + [(t, -1) for t in replicas.gone_s.dropna()], key=lambda e: e)
+    held = most = 0
+    for _, change in edges:  # at equal times what goes counts first
+        held += change
+        most = max(most, held)
+    assert most <= 6
+    guarded = [t for t in fly("rebalance").planner.ticks if "gpu_budget_guard_hold" in t["components"]["decode"]["plan_reasons"]]
+    assert len(guarded) <= 1 and values("rebalance")["good_fraction"] > 2 * values("rebalance", "fixed")["good_fraction"]
+
+
+def test_PL_601_a_step_time_that_depends_on_nothing_stays_known() -> None:
+    rows = [row for t in fly("rebalance").planner.ticks for row in t["components"].values()]
+    assert {"model_not_ready", "partner_not_ready"}.isdisjoint({row["throughput_reason"] for row in rows})

@@ -175,3 +175,23 @@ def test_PL_702_the_built_in_loops_fly_live_without_engine_reports() -> None:
     assert any(r["load_reason"] == "no_fpm_data" for r in rows), "no reports are unknown, not zero"
     assert max(r["proposed"] or 0 for r in rows) >= 2, "the arrivals are seen"
     replay(run, lambda header: control(frozenset(Live.wants)))
+
+
+def test_PL_702_the_block_of_a_scenario_flies_live_and_its_log_replays() -> None:
+    """The same `control.planner`, over a live fleet; its header alone is enough to build an equal planner."""
+    scenario = Scenario.load("planner-step").with_({
+        "source": {"kind": "arrivals", "rate_rps": 60.0, "count": 60, "input_tokens": 16, "output_tokens": 8, "model": "fake"},
+        "duration_s": None, "warmup_s": 0.0, "control.planner": {
+            "kind": "pipeline", "pools": {"agg": {"capacity_rps": 40.0, "boot_s": 1.0}}, "load": {"enabled": False},
+            "throughput": {"enabled": True, "interval_s": 0.2}, "stabilise": {"enabled": False}}})
+    with FakeEngine(FakeScript(ttft_s=0.005, itl_s=0.001, slots=4)) as engine:
+        fleet = LiveFleet.of({"name": "block", "pools": {"chat": {"engine": "openai", "model": "fake", "urls": [engine.url], "slots": 4}}})
+        facts = fleet.pool_facts()
+        world = Live(fleet, "armed", phrase="ARM block", caps=Caps(max_in_flight=64))
+        control = scenario.build_control(pools=facts, wants=Live.wants)
+        run = world.run(control, scenario.build_source(live=True, model="fake"), name="block", **scenario.meta(facts))
+    ticks = run.planner.ticks
+    assert len(ticks) >= 4 and all(t["components"]["agg"]["plan_reasons"] for t in ticks)
+    assert max(t["components"]["agg"]["proposed"] or 0 for t in ticks) >= 2  # 60 requests/s, 40 a replica
+    agreed = replay(run)
+    assert agreed.effects > 60 and agreed.control.planner.ticks == len(ticks)

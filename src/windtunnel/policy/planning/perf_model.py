@@ -176,7 +176,10 @@ class Regression:
         if fit is None:
             return None
         slopes = []
-        for slope, clip in zip(fit[1:], self._clip, strict=True):
+        for slope, clip, (lo, hi) in zip(fit[1:], self._clip, self._bounds, strict=True):
+            if slope < 0 and -slope * (hi - lo) <= LEAST_S:
+                slopes.append(slope if clip else 0.0)  # rounding of a time that does not depend on this: not a reason to know nothing
+                continue
             if slope < 0 and not clip:
                 return None
             slopes.append(0.0 if slope < DECODE_NEGATIVE else slope)
