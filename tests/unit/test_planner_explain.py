@@ -152,7 +152,8 @@ def test_one_tick_tells_the_whole_chain() -> None:
     tick = log.ticks[step.first - 1]
     text = tick_text(log, step.first)
     assert text.startswith(f"tick {step.first} of swing at {tick['tick_at']:g} s: planned")
-    for part in ("seen ", f"demand {tick['observed']['rps']:.1f} requests/s", "KV tokens wait in the engines", "pools ", f"{step.ready} ready, 0 starting",
+    for part in ("seen ", f"demand {tick['observed']['rps']:.1f} requests/s", "KV tokens wait in the engines", "pools ",
+                 f"{step.ready} ready, 0 starting",
                  "forecast ", "in 15.0 s, by builtin_load_predict", "sizing ", f"→ {tick['capacity']['agg']['needed']} replicas",
                  f'builtin_throughput_propose: agg>={step.planned} "agg: set_lower_bound"', "builtin_load_propose: ",
                  f"→ agg {step.planned}, wanted ", ": floor of builtin_throughput_propose", "builtin_budget_constrain: agg>=1 agg<=4",
