@@ -434,8 +434,9 @@ def test_SO_2_an_oracle_sees_every_dispatch_and_every_end_at_once() -> None:
 
 
 def test_SO_2_of_a_pair_both_sides_are_told_with_the_dispatch() -> None:
-    text = TEXT.replace("      {model", "      {role: decode, scrape: {interval_s: 1000, exact: true}, model").replace("source:", "    prompts: {role: prefill, "
-                        "model: Llama-3.1-8B, gpu: h100_sxm, scrape: {interval_s: 1000, exact: true}}\nsource:", 1)
+    scrape = "scrape: {interval_s: 1000, exact: true}"
+    other = f"    prompts: {{role: prefill, model: Llama-3.1-8B, gpu: h100_sxm, {scrape}}}\nsource:"
+    text = TEXT.replace("      {model", f"      {{role: decode, {scrape}, model").replace("source:", other, 1)
     events = looks(text, duration_s=5.0, **{"control.routing": {"kind": "pairs"}})
     first = [(now, e.replica, e.scrape.running + e.scrape.waiting) for now, e in events if type(e) is Scraped][:2]
     assert first[0][0] == first[1][0] and first[0][1:] == ("prompts-0", 1) and first[1][1].startswith("chat-")
