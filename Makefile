@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 JOBS ?= 2
 
-.PHONY: run test lint types unit notebooks lab validate bench bench-peers test-vllm test-slow screens clean
+.PHONY: run test lint types unit notebooks lab validate bench bench-peers test-vllm test-slow nightly screens clean
 
 run: $(STAMP)
 	$(BIN)/windtunnel compare azure-chat azure-chat@tuned --replications 1 --out out --report out/report.html
@@ -42,6 +42,8 @@ bench: $(STAMP)
 	$(BIN)/python sims/bench/prefixes.py
 	$(BIN)/python sims/bench/interactive.py
 	$(BIN)/python sims/bench/oracles.py
+	$(BIN)/python sims/bench/cooldown.py
+	$(BIN)/python sims/bench/ab.py
 	$(BIN)/python sims/bench/million.py
 	$(BIN)/python sims/bench/live.py
 
@@ -53,6 +55,9 @@ test-vllm: $(STAMP)
 
 test-slow: $(STAMP)
 	REQUIRE_REAL_LLAMA=1 WINDTUNNEL_FROZEN=1 $(BIN)/python -m pytest tests -n $(JOBS) -m slow
+
+nightly: $(STAMP)
+	HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest tests/property -n $(JOBS) -rP --timeout 3600
 
 screens: $(STAMP)
 	$(BIN)/python -m pytest tests/screens -m screens
