@@ -250,6 +250,8 @@ def test_runs_side_by_side_share_one_perfect_fleet(fixed: Run) -> None:
     assert table.index.tolist() == ["fixed", "planned"] and table["perfect_gpu_hours"].nunique() == 1
     assert table.loc["fixed", "gpu_hours"] == fixed.metric("gpu_hours") and table["flaps"].tolist() == [0, planner_score(run).flaps]
     assert table["ups"].isna().tolist() == [True, False]
+    mixed = planner_table({"planned": run, "pair": pair()[0]})  # other pools, another perfect fleet
+    assert mixed["perfect_gpu_hours"].tolist() == [planner_score(run).perfect_gpu_hours, planner_score(pair()[0]).perfect_gpu_hours]
     assert planner_table([run]).index.tolist() == ["swing"] and planner_table([run, run]).index.tolist() == ["1: swing", "2: swing"]
     assert planner_table([]).empty
     assert planner_table({"fixed": fixed})["regret_gpu_hours"].isna().all()  # nobody knows what a replica can do

@@ -61,22 +61,26 @@ def planner_table(runs: Mapping[str, Run] | Sequence[Run], capacity_rps: Mapping
                   window_s: float = WINDOW_S) -> pd.DataFrame:
     """Runs side by side, one row each: goodput, GPU-hours, regret, flaps, moves, forecast error.
 
-    The regret of all is counted from the same perfect fleet, so that it can be compared: of capacity_rps, else of the first run that
-    knows what a replica can do.
+    The regret of runs with the same pools, or without a planner, is counted from the same perfect fleet, so that it can be compared: of
+    capacity_rps, else of the first run that knows what a replica can do.
     """
     named = dict(runs) if isinstance(runs, Mapping) else {run.meta.name if len(runs) == 1 else f"{i}: {run.meta.name}": run
                                                           for i, run in enumerate(runs, 1)}
-    known = capacity_rps if capacity_rps is not None else next((c for run in named.values() if (c := capacity_of(log_or_none(run), None))), None)
-    rows = {name: asdict(planner_score(run, _alike(known), window_s=window_s)) for name, run in named.items()}
+    logs = {name: log_or_none(run) for name, run in named.items()}
+    known = next((found for log in logs.values() if (found := capacity_of(log, None))), None)
+
+    def shared(log: PlannerLog | None) -> Mapping[str, float] | float | None:
+        if capacity_rps is not None or known is None:
+            return capacity_rps
+        if log is None:
+            return next(iter(known.values())) if len(known) == 1 else None
+        return known if set(log.pools) == set(known) else None
+
+    rows = {name: asdict(planner_score(run, shared(logs[name]), window_s=window_s)) for name, run in named.items()}
     if not rows:
         return pd.DataFrame()
     table = pd.DataFrame.from_dict(rows, orient="index").drop(columns="capacity_rps").rename_axis("run")
     return table.astype(dict.fromkeys(("flaps", "ups", "downs"), "Int64") | dict.fromkeys(("regret_share", "wape"), "float"))
-
-
-def _alike(known: Mapping[str, float] | float | None) -> Mapping[str, float] | float | None:
-    """One number stands for whatever the other run calls its only pool."""
-    return next(iter(known.values())) if isinstance(known, Mapping) and len(known) == 1 else known
 
 
 def log_or_none(run: Run) -> PlannerLog | None:
