@@ -33,7 +33,7 @@ def own_state(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 def block(listen: str, secrets: dict[str, str], **more: Any) -> dict[str, Any]:
     registry = {"enabled": True, "listen": listen, "auth": {"sources": [{"kind": "static_secret", "secrets": secrets}],
                                                             "admin_subjects": ["ops"]},
-                "heartbeat_timeout_s": BEAT_S, "missed_threshold": 2, **more.pop("registry", {})}
+                "heartbeat_timeout_s": 30.0, "missed_threshold": 2, **more.pop("registry", {})}
     return {"pools": {"agg": {"component": "chat"}}, "load": {"enabled": False}, "throughput": {"enabled": False},
             "scheduling": {"scale_interval_s": 0.1}, "plugins": {"in_process": [OWN]}, "registry": registry, **more}
 

@@ -7,16 +7,22 @@ import json
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
+from windtunnel import ArrivalSource, Caps, Control, FakeEngine, Live, LiveFleet, default_control
 from windtunnel.effects import Drain, ScaleTo
-from windtunnel.errors import ScalerRefused, ScalerUnavailable
+from windtunnel.errors import ConfigError, ScalerRefused, ScalerUnavailable
+from windtunnel.lab.planner_build import build_pipeline_planner
+from windtunnel.lab.planner_config import read_planner
+from windtunnel.live.fake_script import FakeScript
 from windtunnel.live.fleet import Endpoint
 from windtunnel.live.scaling.kubernetes import DELETION_COST, KubePool, KubernetesScaler
 from windtunnel.live.scaling.scaler import ScaleReply
+from windtunnel.sources.dist import Const
 
 kr8s = pytest.importorskip("kr8s", reason="needs the extra k8s")
 
@@ -240,3 +246,49 @@ def test_a_drained_pod_goes_first(cluster: tuple[Cluster, str]) -> None:
         assert made.pods["chat-0"]["metadata"]["annotations"][DELETION_COST] == "0"
 
     on(url, work)
+
+
+KUBECONFIG = """
+apiVersion: v1
+kind: Config
+current-context: here
+contexts: [{{name: here, context: {{cluster: here, user: me, namespace: default}}}}]
+clusters: [{{name: here, cluster: {{server: "{url}"}}}}]
+users: [{{name: me, user: {{token: secret}}}}]
+"""
+
+
+def test_PL_709_a_fleet_file_names_a_deployment_and_an_armed_run_scales_it(cluster: tuple[Cluster, str], tmp_path: Path,
+                                                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    made, url = cluster
+    (tmp_path / "config").write_text(KUBECONFIG.format(url=url), "utf-8")
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "config"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    made.replicas = 1
+    made.settle()
+    made.pods["chat-0"]["status"]["podIP"] = "127.0.0.1"
+    with FakeEngine(FakeScript(ttft_s=0.002, itl_s=0.0005, slots=8)) as engine:
+        fleet = LiveFleet.of({"name": "kube", "pools": {"chat": {"engine": "openai", "model": "fake", "slots": 8, "scaling": {
+            "kind": "kubernetes", "deployment": "chat", "port": urlsplit(engine.url).port}}}})
+        wants = frozenset(Live.wants)
+        block = {"pools": {"agg": {"component": "chat", "capacity_rps": 5.0, "max_replicas": 3}}, "load": {"enabled": False},
+                 "throughput": {"enabled": True, "interval_s": 0.5}, "predictor": {"model": "constant"}}
+        built = default_control(["chat"], wants=wants)
+        planner = build_pipeline_planner(read_planner(block), fleet.pool_facts(), wants=wants)
+        control = Control(lanes=built.lanes, fleet=built.fleet, planner=planner, settings=built.settings, wants=wants)
+        source = ArrivalSource(20.0, input_tokens=Const(16), output_tokens=Const(4), count=60, rng=1, model="fake")
+        world = Live(fleet, "armed", phrase="ARM kube SCALING", scaling=True, caps=Caps(max_in_flight=64, max_replicas=3))
+        run = world.run(control, source)
+    assert (run.requests.outcome == "success").all() and set(run.requests.replica) == {"chat-0"}
+    assert made.replicas == 3, "20 requests a second at 5 per replica: as many as it may have"
+    assert made.lease is not None and made.lease["spec"]["holderIdentity"]
+
+
+@pytest.mark.parametrize(("pools", "what"), [
+    ({"a": {"kind": "kubernetes"}}, r"pools.a.scaling.deployment: expected the name"),
+    ({"a": {"kind": "kubernetes", "deployment": "a"}, "b": {"kind": "virtual"}}, r"pools.b.scaling.kind: expected kubernetes"),
+    ({"a": {"kind": "kubernetes", "deployment": "a"}, "b": {"kind": "kubernetes", "deployment": "b", "namespace": "x"}}, "the same namespace"),
+])
+def test_PL_709_deployments_that_make_no_sense_are_refused(pools: dict[str, Any], what: str) -> None:
+    with pytest.raises(ConfigError, match=what):
+        LiveFleet.of({"name": "kube", "pools": {name: {"engine": "vllm", "scaling": how} for name, how in pools.items()}})

@@ -59,7 +59,7 @@ def plugin() -> Iterator[Callable[..., Plugin]]:
 
 
 def test_PL_410_the_reference_plugin_registers_decides_and_takes_its_leave(fly: Any, door: str, plugin: Any) -> None:
-    flight = fly(block(door, SECRETS))
+    flight = fly(block(door, SECRETS, registry={"heartbeat_timeout_s": 3.0}))
     process = plugin(door)
     until(lambda: flight.component().get("constrained") == 3, "the plugin's floor decides")
     entry = flight.planner.roster.entries["floor"]
@@ -78,21 +78,21 @@ def test_PL_410_the_reference_plugin_registers_decides_and_takes_its_leave(fly: 
 
 
 def test_PL_406_a_killed_plugin_is_evicted_and_every_hold_has_a_reason(fly: Any, door: str, plugin: Any) -> None:
-    flight = fly(block(door, SECRETS))
+    flight = fly(block(door, SECRETS, registry={"heartbeat_timeout_s": BEAT_S}))
     process = plugin(door, "--hold-last")
     until(lambda: flight.component().get("constrained") == 3, "the plugin's floor decides")
     process.end(signal.SIGKILL)
     until(lambda: not flight.known(), "eviction")
     until(lambda: flight.component()["constrained"] == 1, "the held floor goes with it")
-    [evicted] = flight.notes("evicted")
-    assert BEAT_S * 2 < evicted["data"]["silent_s"] < BEAT_S * 2 + 2.0
+    evicted = flight.notes("evicted")[-1]  # a busy machine may have made it miss its beats before, too
+    assert BEAT_S * 2 < evicted["data"]["silent_s"] < BEAT_S * 2 + 5.0
     failed = flight.notes("plugin_failed")
     assert failed and {f["data"]["error"] for f in failed} == {"connection"}
     assert all(row["plan_reasons"] for plan in flight.notes("plan") for row in plan["data"]["components"].values())
 
 
 def test_PL_403_a_restarted_plugin_replaces_itself_and_a_second_one_does_not(fly: Any, door: str, plugin: Any, tmp_path: Path) -> None:
-    flight = fly(block(door, SECRETS, registry={"heartbeat_timeout_s": 30.0}))
+    flight = fly(block(door, SECRETS))
     first = plugin(door)
     until(flight.known, "registration")
     order = flight.planner.roster.entries["floor"].order
@@ -242,7 +242,7 @@ def test_PL_404_anybody_on_this_machine_only_if_said_so_and_with_a_warning(fly: 
 
 
 def test_PL_303_flapping_leaves_one_registration_and_a_log_that_replays(fly: Any, door: str, stub_of: Any) -> None:
-    flight = fly(block(door, SECRETS))
+    flight = fly(block(door, SECRETS, registry={"heartbeat_timeout_s": 1.0}))
     stub = stub_of(door)
     for i in range(40):
         assert stub.Register(asked(version=str(i))).accepted

@@ -178,15 +178,15 @@ def test_a_pool_scaled_to_zero_comes_back() -> None:
 
 
 def test_a_trace_of_equal_times(tmp_path: Path) -> None:
-    (tmp_path / "burst.csv").write_text("arrival_s,input_tokens,output_tokens\n" + "3.0,300,20\n" * 2000)
+    (tmp_path / "burst.csv").write_text("arrival_s,input_tokens,output_tokens\n" + "3.0,300,20\n" * 1000)
     text = TEXT.replace("source: {kind: arrivals, rate_rps: 6, input_tokens: 300, output_tokens: {kind: lognormal, mean: 60, cv: 0.5}}",
                         "source: {kind: trace, path: burst.csv}")
     (tmp_path / "bad.yaml").write_text(text)
     run = fly(Scenario.load(tmp_path / "bad.yaml"))
     rows = run.requests
-    assert len(rows) == 2000 and rows.arrived_s.nunique() == 1 and share(run, "success") == 1.0
-    assert rows.dispatched_s.is_monotonic_increasing and set(rows.replica.value_counts()) == {1000}
-    again = fly(Scenario.load(tmp_path / "bad.yaml"))
+    assert len(rows) == 1000 and rows.arrived_s.nunique() == 1 and share(run, "success") == 1.0
+    assert rows.dispatched_s.is_monotonic_increasing and set(rows.replica.value_counts()) == {500}
+    again = fly(Scenario.load(tmp_path / "bad.yaml"), check=False)
     assert again.requests.equals(rows)
 
 

@@ -37,5 +37,5 @@ def test_SL_8_a_planner_costs_more_than_the_perfect_fleet_and_less_than_one_for_
 
 
 def test_every_scenario_that_expects_something_is_in_the_list() -> None:
-    expecting = {name for name, path in bundled().items() if Scenario.load(path).expect}
+    expecting = {name for name, path in bundled().items() if Scenario.load(path).expect and not name.startswith("planner-")}  # those: own file
     assert expecting == set(STORIES)

@@ -154,3 +154,44 @@ def test_PL_T12_a_live_log_replays_with_the_planner(tmp_path: Path) -> None:
     agreed = replay(run, lambda header: control(frozenset(Live.wants)))
     assert agreed.effects > 60 and agreed.control.planner.ticks >= 5
     assert Ask.__name__ in {line.get("f") for line in lines(run)} and Note.__name__ in {line.get("f") for line in lines(run)}
+
+
+def test_PL_702_the_built_in_loops_fly_live_without_engine_reports() -> None:
+    block = {"pools": {"agg": {"component": "chat", "capacity_rps": 4.0}}, "throughput": {"enabled": True, "interval_s": 0.4},
+             "load": {"enabled": True, "interval_s": 0.2}}
+    with FakeEngine(FakeScript(ttft_s=0.005, itl_s=0.001, slots=4)) as engine:
+        fleet = LiveFleet.of({"name": "built-in", "pools": {"chat": {"engine": "openai", "model": "fake", "urls": [engine.url], "slots": 4}}})
+
+        def control(wants: frozenset[str]) -> Control:
+            built = default_control(["chat"], wants=wants)
+            planner = build_pipeline_planner(read_planner(block), fleet.pool_facts(), wants=wants)
+            return Control(lanes=built.lanes, fleet=built.fleet, planner=planner, settings=built.settings, wants=wants)
+
+        source = ArrivalSource(20.0, input_tokens=Const(16), output_tokens=Const(4), count=30, rng=1, model="fake")
+        run = Live(fleet).run(control(frozenset(Live.wants)), source)
+    plans = [line for line in lines(run) if line.get("f") == "Note" and line["kind"] == "plan"]
+    rows = [plan["data"]["components"]["chat"] for plan in plans]
+    assert len(rows) >= 4 and all(r["plan_reasons"] for r in rows)
+    assert any(r["load_reason"] == "no_fpm_data" for r in rows), "no reports are unknown, not zero"
+    assert max(r["proposed"] or 0 for r in rows) >= 2, "the arrivals are seen"
+    replay(run, lambda header: control(frozenset(Live.wants)))
+
+
+def test_PL_702_the_block_of_a_scenario_flies_live_and_its_log_replays() -> None:
+    """The same `control.planner`, over a live fleet; its header alone is enough to build an equal planner."""
+    scenario = Scenario.load("planner-step").with_({
+        "source": {"kind": "arrivals", "rate_rps": 60.0, "count": 60, "input_tokens": 16, "output_tokens": 8, "model": "fake"},
+        "duration_s": None, "warmup_s": 0.0, "control.planner": {
+            "kind": "pipeline", "pools": {"agg": {"capacity_rps": 40.0, "boot_s": 1.0}}, "load": {"enabled": False},
+            "throughput": {"enabled": True, "interval_s": 0.2}, "stabilise": {"enabled": False}}})
+    with FakeEngine(FakeScript(ttft_s=0.005, itl_s=0.001, slots=4)) as engine:
+        fleet = LiveFleet.of({"name": "block", "pools": {"chat": {"engine": "openai", "model": "fake", "urls": [engine.url], "slots": 4}}})
+        facts = fleet.pool_facts()
+        world = Live(fleet, "armed", phrase="ARM block", caps=Caps(max_in_flight=64))
+        control = scenario.build_control(pools=facts, wants=Live.wants)
+        run = world.run(control, scenario.build_source(live=True, model="fake"), name="block", **scenario.meta(facts))
+    ticks = run.planner.ticks
+    assert len(ticks) >= 4 and all(t["components"]["agg"]["plan_reasons"] for t in ticks)
+    assert max(t["components"]["agg"]["proposed"] or 0 for t in ticks) >= 2  # 60 requests/s, 40 a replica
+    agreed = replay(run)
+    assert agreed.effects > 60 and agreed.control.planner.ticks == len(ticks)

@@ -30,7 +30,7 @@ source: {kind: arrivals, pattern: gamma, cv: 1.5, input_tokens: 1500, output_tok
 slo: {ttft_s: 1.0, tpot_s: 0.05}
 """
 PAIR = SWING.replace("name: swing", "name: pair").replace("chat: {", "front: {role: prefill, ").replace("replicas: 2", "replicas: 1").replace(
-    "source:", """    back: {model: Llama-3.1-8B, gpu: h100_sxm, role: decode, replicas: 2, min: 1, max: 4, engine: {max_num_seqs: 32},
+    "source:", """    back: {model: Llama-3.1-8B, gpu: h100_sxm, role: decode, replicas: 2, min: 1, max: 8, engine: {max_num_seqs: 32},
            startup: {node_s: 5, image_s: 0, weights_s: 5, compile_s: 5}}
 source:""") + "control: {routing: {kind: pairs}}\n"
 LIMITS = {"limits": {"max_num_batched_tokens": 2048, "max_num_seqs": 32, "max_kv_tokens": 400000, "context_length": 8192}}
@@ -64,9 +64,9 @@ def swing() -> tuple[Run, PipelinePlanner]:
 
 
 @cache
-def full() -> tuple[Run, PipelinePlanner]:
-    """The same, recorded in full."""
-    return flight(level="full")
+def short(level: str = "full") -> tuple[Run, PipelinePlanner]:
+    """Its first 100 s at a record level."""
+    return flight(level=level, duration_s=100.0)
 
 
 @cache

@@ -318,6 +318,29 @@ def test_SV_6_each_level_holds_the_one_before() -> None:
     assert (decisions.effect == "Dispatch").sum() == len(runs["decisions"].requests) and decisions.request_id.notna().any()
 
 
+def test_SV_6_a_request_costs_at_most_160_bytes_while_it_flies() -> None:
+    flight = scenario(duration_s=600, **{"source.rate_rps": 20, "fleet.pools.chat.replicas": 4}).start()
+    sizes = []
+    while not flight.advance(0.0).done:
+        chunks = flight._recorder._originals._batches
+        sizes.append((sum(c.nbytes for c in chunks), sum(c.num_rows for c in chunks), len(flight._recorder._originals._rows)))
+    stored, rows, _ = sizes[-1]
+    run = flight.result()
+    assert rows > 8000 and stored / rows <= 160.0, f"{stored / rows:.0f} B a request"
+    assert max(waiting for _, _, waiting in sizes) <= 8192, "tuples are turned into columns every few thousand"
+    table = run.tables.arrow("requests")
+    assert len(table) == len(run.requests) > 11_000 and table.nbytes / len(table) <= 400, "derived times included, for as long as they are looked at"
+
+
+def test_SV_6_columns_that_only_some_chunks_have_are_one_table() -> None:
+    """Preemptions happen late in the run: the chunks before know nothing of them."""
+    made = scenario(duration_s=900, faults=[{"kind": "load", "at_s": 850, "factor": 6}], **{
+        "source.rate_rps": 12, "fleet.pools.chat.engine": {"max_num_seqs": 64, "num_blocks": 300, "reserve_full_input": False}, "grace_s": 300})
+    run = made.run()
+    early, late = (run.requests[run.requests.arrived_s < 500], run.requests[run.requests.arrived_s > 860])
+    assert early.preemptions.isna().all() and (late.preemptions.fillna(0) > 0).any() and len(run.requests) > 2 * 8192 * 0.6
+
+
 def test_SV_6_the_log_holds_the_scrapes() -> None:
     heard = scenario(record="full", **{"control.ledger": {"accounting": "since_scrape"}}).run()
     kinds = Counter(step.event["e"] for step in LogReader(heard.tables.log).steps())  # type: ignore[arg-type]
@@ -408,6 +431,15 @@ def test_SO_2_an_oracle_sees_every_dispatch_and_every_end_at_once() -> None:
                   .default_factory(), interval_s=1e3, exact=True))[1]  # type: ignore[misc]
     told = [(now, e.scrape.running + e.scrape.waiting) for now, e in alone.of(Scraped) if now < 100.0]
     assert told == [(0.0, 1), (1.5, 2), (3.0, 0), (3.0, 0)]
+
+
+def test_SO_2_of_a_pair_both_sides_are_told_with_the_dispatch() -> None:
+    scrape = "scrape: {interval_s: 1000, exact: true}"
+    other = f"    prompts: {{role: prefill, model: Llama-3.1-8B, gpu: h100_sxm, {scrape}}}\nsource:"
+    text = TEXT.replace("      {model", f"      {{role: decode, {scrape}, model").replace("source:", other, 1)
+    events = looks(text, duration_s=5.0, **{"control.routing": {"kind": "pairs"}})
+    first = [(now, e.replica, e.scrape.running + e.scrape.waiting) for now, e in events if type(e) is Scraped][:2]
+    assert first[0][0] == first[1][0] and first[0][1:] == ("prompts-0", 1) and first[1][1].startswith("chat-")
 
 
 def test_SO_3_a_scrape_costs_nothing_that_grows_and_cuts_no_run() -> None:

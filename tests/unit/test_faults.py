@@ -173,3 +173,12 @@ def test_times_are_ascending() -> None:
     assert first == sorted(first) and first[0] > 10.0 and 150 < first[-1] - 10 < 250
     with pytest.raises(ConfigValueError):
         Fault("slow")
+
+
+def test_SL_5_what_the_market_does_not_have_a_planner_cannot_order_either() -> None:
+    """The planner asks for another one at its next tick; it waits, and costs nothing, until one can be had."""
+    planner = {"kind": "rate", "capacity_rps": 0.5, "interval_s": 5, "window_s": 10, "min_replicas": 2, "max_replicas": 2}
+    run = fly({"kind": "spot", "at_s": 40, "count": 1, "notice_s": 0, "unavailable_s": 50}, **{"control.planner": planner})
+    lives = run.replicas.set_index("replica")
+    late = lives[lives.requested_s >= 40.0]
+    assert len(late) == 1 and late.requested_s.iloc[0] == 40.0 and late.ready_s.iloc[0] >= 90.0

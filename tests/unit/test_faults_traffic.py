@@ -233,11 +233,6 @@ def test_one_prompt_of_a_million_tokens_is_served_or_refused() -> None:
     assert (served.requests.outcome == "success").all() and violations(served) == []
 
 
-def test_a_thousand_tenants() -> None:
-    run = fly(**{"source.tenants": {f"t{i}": 1.0 for i in range(1000)}, "control.queue": {"kind": "fair"}, "source.rate_rps": 20})
-    assert run.requests.tenant.nunique() > 500 and violations(run) == []
-
-
 @pytest.mark.parametrize("rate", [0, -1, float("nan")])
 def test_rates_that_mean_nothing_are_refused(rate: float) -> None:
     with pytest.raises(ConfigError, match="rate_rps"):

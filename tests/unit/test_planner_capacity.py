@@ -182,3 +182,22 @@ def test_PL_1004_fit_takes_at_most_a_millisecond() -> None:
         assert model.fit is not None
 
     assert min(repeat(again, number=20, repeat=5)) / 20 < 1e-3
+
+
+def test_PL_601_rounding_of_a_flat_step_time_is_no_negative_slope() -> None:
+    learned = Regression(2, clip=(True, False))
+    for i in range(10):
+        learned.add((float(i), 1000.0 * ((i * 7) % 10)), 0.02 - 1e-14 * i)
+    assert learned.fit is not None and learned.fit[0] == pytest.approx(0.02) and 0.0 <= learned.fit[2] < 1e-15
+    falling = Regression(1)
+    for i in range(10):
+        falling.add((float(i),), 0.02 - 1e-5 * i)
+    assert falling.fit is None
+
+
+def test_PL_603_known_steps_make_a_planner_ready_at_once() -> None:
+    learned = LearnedPerf()
+    learned.seed("agg", [(x, 0.0, kv, 0.02 + 1e-4 * x + 1e-6 * kv) for x in (0.0, 1000.0, 2000.0) for kv in (0.0, 1e4, 1e5)])
+    learned.seed("prefill", [(x, 0.0, 0.0, 0.01 + 1e-4 * x) for x in (1.0, 100.0, 1000.0, 2000.0, 4000.0)])
+    assert learned.ready("agg") and learned.ready("prefill") and not learned.ready("decode")
+    assert learned.agg_s(500.0, 5e4) == pytest.approx(0.12) and learned.prefill_s(500.0) == pytest.approx(0.06)

@@ -25,6 +25,8 @@ from windtunnel.events import (
 from windtunnel.policy.planning.calls import Answer
 from windtunnel.policy.planning.contract import Accept, ComponentTarget, Override, OverrideType, PoolState, Reject, Stage, StageResponse
 from windtunnel.policy.planning.plugin import Attached, Registration
+from windtunnel.policy.planning.pool_states import Pool, PoolFrame
+from windtunnel.policy.planning.rollout import Rollout
 from windtunnel.policy.planning.settings import PlannerSettings
 from windtunnel.policy.planning.settings_blocks import BudgetSettings, LoadSettings, PoolSettings, ScalerSettings, SchedulingSettings
 from windtunnel.policy.planning.shell import PipelinePlanner
@@ -442,3 +444,32 @@ def test_PL_702_two_planners_with_the_same_events_are_equal_and_notes_are_option
     assert full == flown(frozenset({"planner"})) and [e for e in full if type(e) is not Note] == flown(frozenset())
     assert {n.kind for n in full if type(n) is Note} >= {"tick_started", "pulled", "plugin_called", "plugin_answered", "clamped", "tick_finished",
                                                          "plan_emitted", "plan"}
+
+
+def test_PL_705_a_backlog_that_orders_more_every_tick_does_not_hide_a_stuck_scale_up() -> None:
+    pool = Pool(PoolFrame("agg", "chat", boot_s=10.0, expected=2), 100.0)
+    for replica in ("a", "b"):
+        pool.serves(replica, None, 0.0)
+    for at in range(10, 120, 10):
+        pool.ordered(3 + at // 10, float(at))
+        assert pool.stuck(float(at), 300.0) == (at == 110)
+    assert pool.expected == 2 and pool.stuck_until == 410.0
+
+
+def test_PL_707_a_loss_under_an_unfinished_plan_is_the_next_plans_to_replace() -> None:
+    pools = {"prefill": Pool(PoolFrame("prefill", "prefill", gpus=2)), "decode": Pool(PoolFrame("decode", "decode"))}
+    for n in range(3):
+        pools["decode"].serves(f"d{n}", None, 0.0)
+    rollout = Rollout(pools, max_gpus=8)
+    rollout.submit({"decode": 0}, "d", "r", 0.0)
+    rollout.answered(1)
+    [order] = rollout.submit({"prefill": 3}, "d", "r", 0.0)
+    assert order.targets == (("prefill", 2),)  # three GPUs still drain
+    rollout.answered(order.plan_id)
+    for name in ("p0", "p1"):
+        pools["prefill"].booting(name, 0.0)
+    assert pools["prefill"].gone("p0") and pools["prefill"].expected == 2
+    for n in range(3):
+        pools["decode"].gone(f"d{n}")
+    [order] = rollout.step(1.0)
+    assert order.targets == (("prefill", 2),) and not rollout.plan

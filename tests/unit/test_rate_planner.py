@@ -25,7 +25,9 @@ class Service:
         self.booting: list[tuple[float, str]] = []
         self.plans: list[tuple[float, int]] = []
         self.notes: list[Note] = []
-        self.wakes = [e.at for e in self.planner.start(0.0)]  # type: ignore[union-attr]
+        began = self.planner.start(0.0)
+        self.wakes = [e.at for e in began if isinstance(e, WakeAt)]
+        self.began = [e for e in began if isinstance(e, Note)]
         for _ in range(ready):
             self.join()
 
@@ -308,7 +310,9 @@ def test_notes_only_if_they_are_recorded() -> None:
     quiet, loud = Service(2), Service(2, wants=frozenset({"planner"}))
     quiet.run(30.0, 4.0)
     loud.run(30.0, 4.0)
-    assert quiet.notes == []
+    assert quiet.notes == quiet.began == []
+    [settings] = loud.began
+    assert settings.kind == "settings" and settings.data["settings"]["pool"] == "chat" and settings.data["settings"]["capacity_rps"] == 1.0
     assert [(n.kind, n.stream, n.reason) for n in loud.notes] == [("plan", "planner", "scale_up"), *[("plan", "planner", "no_change")] * 2]
     assert all(n.reason for n in loud.notes)
 

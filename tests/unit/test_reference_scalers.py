@@ -155,3 +155,37 @@ def test_PL_1001_the_queue_as_an_added_rate_stays_bounded() -> None:
 
 def test_PL_612_perfect_fleet() -> None:
     assert perfect_fleet([0.0, 0.5, 1.0, 1.0000001, 7.2], 1.0) == [0, 1, 1, 2, 8]
+
+
+def test_PL_612_hpa_does_not_shrink_on_one_look() -> None:
+    hpa = ReferenceHpa("agg", "queue", 5.0)
+    assert target(hpa.propose(ask(15.0, 5, [(0, 0)] * 5))) == 5
+    assert [target(hpa.propose(ask(15.0 * i, 5, [(0, 0)] * 5))) for i in (2, 20)] == [5, 5]
+    assert target(hpa.propose(ask(315.0, 5, [(0, 0)] * 5))) == 1
+
+
+@pytest.mark.parametrize(("blind", "want"), [(False, 10), (True, 20)])
+def test_PL_1001_pending_blind_takes_starting_replicas_for_serving_ones(blind: bool, want: int) -> None:
+    """5 serve, 5 start, the queue asks for twice what serves."""
+    hpa = ReferenceHpa("agg", "queue", 5.0, pending_blind=blind)
+    hpa.propose(ask(0.0, 10, None, expected=10))
+    assert target(hpa.propose(ask(15.0, 5, [(0, 10)] * 5, expected=10))) == want
+
+
+def test_PL_612_the_controls_own_queue_counts() -> None:
+    hpa, kpa, keda = ReferenceHpa("agg", "queue", 5.0), ReferenceKpa("agg", 1.0), KedaLike("agg", 5.0)
+    for one in (hpa, kpa):
+        one.waiting, one.running = (lambda: 30), (lambda component: {"agg": 4}[component])
+    keda.waiting = lambda: 30
+    assert target(hpa.propose(ask(15.0, 3, None))) == 6  # silent engines: what waits in the control is all that is known
+    assert target(kpa.propose(ask(15.0, 3, None))) == 34
+    assert target(keda.propose(ask(15.0, 3, None))) == 6
+    loaded = ReferenceHpa("agg", "queue", 5.0)
+    loaded.waiting = lambda: 30
+    assert target(loaded.propose(ask(15.0, 3, [(1, 5)] * 3))) == 7  # 45 wait: 9, by at most four more
+    unknown = ReferenceHpa("agg", "queue", 5.0)
+    unknown.waiting = lambda: None
+    assert target(unknown.propose(ask(15.0, 3, None))) == 3
+    rps = ReferenceHpa("agg", "kv", 0.5, kv_tokens=1000)
+    rps.waiting = lambda: 30
+    assert target(rps.propose(ask(15.0, 3, None))) == 3

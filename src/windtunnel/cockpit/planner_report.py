@@ -61,8 +61,7 @@ def _holds(log: PlannerLog) -> str:
     """How many ticks ended how, by reason."""
     counts: Counter[tuple[str, str, str]] = Counter()
     for s in timeline(log):
-        part = [t for t in log.ticks if s.first <= t["tick"] <= s.last]
-        counts[s.pool, STATES[state_of(s)][2], s.why] += len(part)
+        counts[s.pool, STATES[state_of(s)][2], s.why] += s.last - s.first + 1
     rows = [{"pool": pool, "ticks": n, "outcome": state, "why": why} for (pool, state, why), n in counts.most_common(20)]
     frame = pd.DataFrame(rows, columns=["pool", "ticks", "outcome", "why"])
     return f'<div class="scroll">{html_parts.table(frame, "ticks by reason", words=True)}</div>'

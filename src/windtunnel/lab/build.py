@@ -12,6 +12,7 @@ from windtunnel.errors import ConfigError, ConfigInfeasibleError, ConfigValueErr
 from windtunnel.lab import registry
 from windtunnel.lab.build_gates import lane_breaker, lane_gates, shared_gates
 from windtunnel.lab.control_spec import ControlSpec
+from windtunnel.lab.planner_outside import without_addresses
 from windtunnel.lab.recorder import wants_of
 from windtunnel.policy.admission.gates import Gate
 from windtunnel.policy.admission.request import RequestAdmission
@@ -59,8 +60,11 @@ def build_control(spec: ControlSpec, pools: Sequence[PoolFacts], *, slo: Mapping
 
 
 def header_spec(spec: ControlSpec, pools: Sequence[PoolFacts], slo: Mapping[str, Any]) -> dict[str, Any]:
-    """What a log's header holds of a control, as plain data: enough to build an equal one."""
-    return {**spec.resolved().model_dump(mode="json"), "pools": [asdict(p) for p in pools], "slo": dict(slo)}
+    """What a log's header holds of a control, as plain data: enough to build an equal one. No addresses."""
+    plain = spec.resolved().model_dump(mode="json")
+    if plain.get("planner"):
+        plain["planner"] = without_addresses(plain["planner"])
+    return {**plain, "pools": [asdict(p) for p in pools], "slo": dict(slo)}
 
 
 def control_from_header(header: Mapping[str, Any], spec: ControlSpec | None = None) -> Control:

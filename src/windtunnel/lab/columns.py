@@ -24,23 +24,34 @@ _TYPES = {name: pa.string() if _KIND[name] == "word" else tables.TYPES[_KIND[nam
 
 
 def batch_of(rows: Sequence[tuple[Any, ...]], pool_of: Mapping[str, str]) -> pa.RecordBatch:
-    """One typed chunk of the recorder's rows."""
+    """One typed chunk of the recorder's rows, without the columns that are unknown in all of them."""
     raw: dict[str, Any] = dict(zip(RAW, zip(*rows)))
     turns, engines = raw.pop("turn"), raw.pop("engine")
     raw["priority"] = [PRIORITY_NAMES.get(p) or str(p) for p in raw["priority"]]
     raw["pool"] = [pool_of.get(r) for r in raw["replica"]]
     arrays = {name: _array(name, values) for name, values in raw.items()}
     n = len(rows)
-    for name, _ in _TURN:
-        arrays[name] = pa.nulls(n, _TYPES[name])
     if any(t is not None for t in turns):
         for name, field in _TURN:
             arrays[name] = pa.array([getattr(t, field) if t is not None else None for t in turns], _TYPES[name])
-    told = [e or {} for e in engines] if any(engines) else None
-    for name in _ENGINE:
-        arrays[name] = pa.nulls(n, _TYPES[name]) if told is None else pa.array([e.get(name) for e in told], _TYPES[name])
-    return pa.record_batch({name: a.dictionary_encode() if _KIND[name] == "word" and not pa.types.is_dictionary(a.type) else a
-                            for name, a in arrays.items()})
+    if any(engines):
+        told = [e or {} for e in engines]
+        for name in _ENGINE:
+            arrays[name] = pa.array([e.get(name) for e in told], _TYPES[name])
+    return pa.record_batch({name: _stored(name, a) for name, a in arrays.items() if a.null_count < n})
+
+
+_HELD = (*(name for name in RAW if name not in ("turn", "engine")), "pool", *(name for name, _ in _TURN), *_ENGINE)
+
+
+def _whole(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """A chunk with all its columns, in one order."""
+    n, names = batch.num_rows, set(batch.schema.names)
+    return pa.record_batch({name: batch.column(name) if name in names else _stored(name, pa.nulls(n, _TYPES[name])) for name in _HELD})
+
+
+def _stored(name: str, values: pa.Array) -> pa.Array:
+    return values.dictionary_encode() if _KIND[name] == "word" and not pa.types.is_dictionary(values.type) else values
 
 
 def _array(name: str, values: Sequence[Any]) -> pa.Array:
@@ -59,7 +70,7 @@ def requests_table(batches: Sequence[pa.RecordBatch], superseded: set[int], late
     """
     if not batches:
         return tables.arrow_table("requests", {})
-    raw = pa.Table.from_batches(batches)
+    raw = pa.Table.from_batches([_whole(batch) for batch in batches])
     if late_waste:
         i = raw.schema.get_field_index("wasted_tokens")
         wasted = raw.column(i).to_numpy().copy()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from windtunnel.errors import WindtunnelError
 from windtunnel.lab.capacity import perfect_gpu_hours
+from windtunnel.policy.planning.settings import ROLES
 
 if TYPE_CHECKING:
     from windtunnel.lab.run import Run
@@ -21,33 +22,34 @@ def perfect_hours(run: Run) -> float | None:
     end_s = run.tables.end_s
     if not planner or not end_s:
         return None
-    told = _told(planner) or _measured(run)
+    told = _told(planner)
     if told is None:
-        return None
-    capacity, least = told
+        return _measured(run)
     arrived = run.tables.arrow("requests").column("arrived_s").to_numpy(zero_copy_only=False)
-    gpus = [int(g) for g in run.tables.arrow("replicas").column("gpus").to_pylist() if g is not None]
-    per_replica = max(gpus, default=1)
-    return sum(perfect_gpu_hours(arrived[arrived <= end_s], rps, gpus_per_replica=per_replica, until_s=end_s, window_s=min(WINDOW_S, end_s),
-                                 floor=least) for rps in capacity)
+    replicas = run.tables.arrow("replicas").to_pylist()
+    hours = 0.0
+    for role, rps in told.items():
+        gpus = max((r["gpus"] for r in replicas if r["gpus"] is not None and role in ("", r["role"])), default=1)
+        hours += perfect_gpu_hours(arrived[arrived <= end_s], rps, gpus_per_replica=gpus, until_s=end_s, window_s=min(WINDOW_S, end_s))
+    return hours
 
 
-def _told(planner: Mapping[str, Any]) -> tuple[list[float], int] | None:
-    """(requests/s of a replica by pool, replicas at least) from the spec of the planner."""
+def _told(planner: Mapping[str, Any]) -> dict[str, float] | None:
+    """Requests/s of a replica by role ("": any) in the spec of the planner; None if it leaves one out."""
     if planner.get("capacity_rps"):
-        return [float(planner["capacity_rps"])], 0
-    pools = (planner.get("pools") or {}).values()
-    known = [float(p["capacity_rps"]) for p in pools if p.get("capacity_rps")]
-    return (known, 0) if known and len(known) == len(pools) else None
+        return {"": float(planner["capacity_rps"])}
+    known = {role: pool.get("capacity_rps") for role, pool in (planner.get("pools") or {}).items()}
+    roles = ROLES.get(planner.get("mode") or "agg", ())
+    return {role: float(known[role]) for role in roles} if roles and all(known.get(role) for role in roles) else None
 
 
-def _measured(run: Run) -> tuple[list[float], int] | None:
-    from windtunnel.lab.planner_score import capacity_of
+def _measured(run: Run) -> float | None:
+    from windtunnel.lab.planner_score import capacity_of, perfect_of
 
     if "notes" not in run.tables.names:
         return None
     try:
-        found = capacity_of(run.planner, None)
+        log = run.planner
     except WindtunnelError:
         return None
-    return (list(found.values()), 0) if found else None
+    return perfect_of(run, log, capacity_of(log, None), WINDOW_S)

@@ -48,14 +48,15 @@ class Stretch:
 
 def timeline(log: PlannerLog, *, pool: str | None = None, since_s: float | None = None, until_s: float | None = None) -> list[Stretch]:
     """The ticks of [since_s, until_s] in order, equal ones of a pool folded. Raises ConfigValueError for a pool that the planner does not size."""
-    if pool is not None and pool not in log.pools:
-        raise ConfigValueError("pool", f'the planner sizes no pool "{pool}"', hint=f"pools: {', '.join(log.pools) or 'none'}")
+    pools = log.pools
+    if pool is not None and pool not in pools:
+        raise ConfigValueError("pool", f'the planner sizes no pool "{pool}"', hint=f"pools: {', '.join(pools) or 'none'}")
     out: list[Stretch] = []
     newest: dict[str, Stretch] = {}
     for tick in log.ticks:
         if not (since_s is None or tick["now"] >= since_s) or not (until_s is None or tick["now"] <= until_s):
             continue
-        for name in log.pools:
+        for name in pools:
             row = tick["components"].get(name)
             if row is None or pool not in (None, name):
                 continue

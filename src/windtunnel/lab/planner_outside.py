@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -131,3 +132,14 @@ def outside_of(externals: tuple[Any, ...], registry: RegistrySpec) -> Outside:
     """What a live driver is to open. externals: entries with plugin_id, endpoint, token and tls."""
     plugins = tuple(ExternalPlugin(e.plugin_id, e.endpoint, e.token, None if e.tls is None else e.tls.plain()) for e in externals)
     return Outside(plugins, registry.settings(), registry.allow_insecure_grpc, registry.keepalive_s, registry.max_message_bytes)
+
+
+def without_addresses(planner: Mapping[str, Any]) -> dict[str, Any]:
+    """A plain `planner` block that decides the same and opens nothing: endpoints are their schemes, no door, no tokens, no files."""
+    out = dict(planner)
+    if isinstance(plugins := out.get("plugins"), Mapping):
+        externals = [{**e, "endpoint": f"{e['endpoint'].partition(':')[0]}:", "token": None, "tls": None} for e in plugins.get("external", ())]
+        out["plugins"] = {**plugins, "external": externals}
+    if isinstance(registry := out.get("registry"), Mapping):
+        out["registry"] = {**registry, "enabled": False, "listen": None, "tls": None, "auth": AuthSpec().model_dump(mode="json")}
+    return out

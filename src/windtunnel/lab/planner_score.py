@@ -46,7 +46,7 @@ def planner_score(run: Run, capacity_rps: Mapping[str, float] | float | None = N
     values = run.summary().values
     log = log_or_none(run)
     capacity = capacity_of(log, capacity_rps)
-    perfect = _perfect(run, log, capacity, window_s)
+    perfect = perfect_of(run, log, capacity, window_s)
     hours = values["gpu_hours"]
     regret = None if hours is None or perfect is None else hours - perfect
     moves = moves_of(log) if log is not None else None
@@ -110,7 +110,8 @@ def component_names(log: PlannerLog) -> dict[str, str]:
     return dict((log.settings.get("resolved") or {}).get("roles") or {})
 
 
-def _perfect(run: Run, log: PlannerLog | None, capacity: Mapping[str, float], window_s: float) -> float | None:
+def perfect_of(run: Run, log: PlannerLog | None, capacity: Mapping[str, float], window_s: float) -> float | None:
+    """GPU-hours of the perfect fleet; None if the capacity of a pool is not known."""
     pools = log.pools if log is not None else ("",)
     if not capacity or any(pool not in capacity for pool in pools):
         return None

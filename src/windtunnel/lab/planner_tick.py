@@ -15,8 +15,8 @@ from windtunnel.lab.summary import number
 STAGES = ("predict", "propose", "reconcile", "constrain")
 AFTER = {"propose": "proposed", "reconcile": "reconciled", "constrain": "constrained"}
 SEEN = (("rps", "demand {} requests/s"), ("isl", "prompt {} tokens"), ("osl", "output {} tokens"), ("ttft_s", "TTFT {} s"), ("itl_s", "ITL {} s"),
-        ("kv_hit_rate", "cache hits {}"), ("coverage", "coverage {}"), ("queued_prefill_tokens", "{} prompt tokens queued"),
-        ("queued_decode_kv_tokens", "{} KV tokens queued"))
+        ("kv_hit_rate", "cache hits {}"), ("accept_length", "{} tokens a step"), ("coverage", "coverage {}"))
+QUEUED = (("queued_prefill_tokens", "{} prompt tokens"), ("queued_decode_kv_tokens", "{} KV tokens"))
 TELLING = frozenset({"tie_broken", "bounds_conflict", "set_dropped", "final_used", "final_ignored", "negative_clamped", "boundary_changed",
                      "hold_expired", "answer_discarded", "circuit_opened", "circuit_half_opened", "circuit_closed", "scale_up_stuck", "replica_lost",
                      "manual_edit_seen", "plan_superseded", "rollout_step", "evicted", "cache_cleared"})
@@ -61,6 +61,9 @@ def _seen(tick: Mapping[str, Any], rows: Mapping[str, Any]) -> Iterator[tuple[st
     seen = tick["observed"]
     told = [text.format(number(seen[name])) for name, text in SEEN if seen.get(name) is not None]
     yield "seen", ", ".join(told) or "no traffic figures"
+    waits = [text.format(number(seen[name])) for name, text in QUEUED if seen.get(name) is not None]
+    if waits:
+        yield "seen", f"{', '.join(waits)} wait in the engines"
     for component, row in rows.items():
         counts = [f"{'?' if row.get(name) is None else row[name]} {name}" for name in ("ready", "starting", "draining") if name in row]
         expected = f", expected {'?' if row.get('expected') is None else row['expected']}" if "expected" in row else ""

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from windtunnel.policy.planning.outside import Outside
 
 GIVES = frozenset({"started", "first_token", "progress", "scrape", "prefix_blocks", "route_key", "token_counts"})
+UNKNOWN = frozenset({"fpm"})  # engines tell no steps over HTTP: who asks for them has to do without, as when reports are late
 SECOND_STOP_S = 5.0  # a second stop within this time means: cut
 MANY, LATE_S = 10_000, 1.0  # inbox length and loop lag from which doors should refuse
 
@@ -93,8 +94,8 @@ class LiveDriver:
         if "handover" in needs:
             raise ConfigNeedsError("handover", "a router that splits prefill and decode", "live",
                                    hint="engines move KV among themselves: send to one pool of role agg, or fly this in simulation")
-        if needs - GIVES:
-            raise ConfigNeedsError(sorted(needs - GIVES)[0], "the control or a source", "live")
+        if missing := needs - GIVES - UNKNOWN:
+            raise ConfigNeedsError(min(missing), "the control or a source", "live")
         self._gate = Gate(mode, caps, scaling and mode == "armed", Usage(fleet.prices()))
         self._stop_file, self._lock = StopFile(name), FleetLock(fleet.name, name)
         self._stop_grace_s, self._engines = stop_grace_s, engines

@@ -53,20 +53,24 @@ class Endpoint:
 
 
 class LiveScaling(BaseModel):
-    """How the replicas of a pool are started and ended. exec: local processes from a command template with `{port}`; virtual: stand-ins.
+    """How the replicas of a pool are started and ended. exec: local processes from a command template with `{port}`; virtual: stand-ins;
+    kubernetes: the pods of a `deployment` in a `namespace` that serve at `port` (cluster and credentials as kubectl has them).
 
-    replicas: how many at the start. Timeouts in seconds. Nothing is started before the world is armed with scaling.
+    replicas: how many at the start; a cluster has its own count. Timeouts in seconds. Nothing is started before the world is armed with scaling.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    kind: Literal["exec", "virtual"]
+    kind: Literal["exec", "virtual", "kubernetes"]
     command: str | tuple[str, ...] = ""
     url: str = "http://127.0.0.1:{port}"
     replicas: int = Field(1, ge=0, le=1024)
     drain_timeout_s: float = Field(120.0, ge=0, allow_inf_nan=False)
     kill_grace_s: float = Field(10.0, ge=0, allow_inf_nan=False)
     logs: str | None = None
+    deployment: str = ""
+    namespace: str = "default"
+    port: int = Field(8000, ge=1, le=65535)
 
 
 class LivePool(BaseModel):
@@ -128,6 +132,7 @@ class LiveFleet(BaseModel):
             fleet.endpoints()
             for pool, spec in fleet.pools.items():
                 _check_scaling(pool, spec)
+            _check_connectors(fleet.pools)
             check_name("name", fleet.name)
             for pool in fleet.pools:
                 check_name("pools", pool)
@@ -182,6 +187,18 @@ def _check_scaling(name: str, pool: LivePool) -> None:
         raise ConfigValueError(f"pools.{name}.scaling", "a pool has either addresses (urls, replicas) or a connector that starts them")
     if pool.scaling.kind == "exec" and "{port}" not in "".join(pool.scaling.command):
         raise ConfigValueError(f"pools.{name}.scaling.command", "expected a command with {port} in it")
+    if pool.scaling.kind == "kubernetes" and not pool.scaling.deployment:
+        raise ConfigValueError(f"pools.{name}.scaling.deployment", "expected the name of the deployment whose pods serve")
+
+
+def _check_connectors(pools: Mapping[str, LivePool]) -> None:
+    """One connector carries out a plan: pods and processes do not mix, nor do namespaces."""
+    managed = {name: pool.scaling for name, pool in pools.items() if pool.scaling is not None}
+    clusters = {name: how for name, how in managed.items() if how.kind == "kubernetes"}
+    if clusters and len(clusters) < len(managed):
+        raise ConfigValueError(f"pools.{min(set(managed) - set(clusters))}.scaling.kind", "expected kubernetes, as the other pools have")
+    if len({how.namespace for how in clusters.values()}) > 1:
+        raise ConfigValueError(f"pools.{max(clusters)}.scaling.namespace", "expected the same namespace as the other pools'")
 
 
 def _resolved(value: Any, field_name: str, base: Path) -> Any:

@@ -223,6 +223,9 @@ class SimDriver:
             attempt = Attempt(request.id, effect.dispatch, request.input_tokens or 1, output, request.priority, request.blocks)
         if effect.prefill is not None:
             self._submit_pair(effect, attempt)
+            if self._exact:
+                self.scraper.now(effect.prefill)
+                self.scraper.now(effect.replica)
             return
         refusal = replica.engine.submit(attempt)
         if refusal is not None:

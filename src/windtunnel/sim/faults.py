@@ -237,8 +237,9 @@ class Faults:
             if fault.restart:
                 fleet.order(pool)
             return
+        fleet.withhold(pool)  # before the loss is told: a planner that orders another at once has to wait as well
         fleet.take(replica, "spot", fault.notice_s)
-        agenda.at(agenda.now + fault.notice_s + fault.unavailable_s, COMPLETION, lambda _: fleet.order(pool))
+        agenda.at(agenda.now + fault.notice_s + fault.unavailable_s, COMPLETION, lambda _: fleet.release(pool))
 
     def _tell(self, kind: str, fault: Fault, ids: tuple[str, ...]) -> None:
         self._sequence += 1

@@ -170,6 +170,16 @@ class SimFleet:
         if len(self._there(pool.name)) < self._wanted[pool.name]:
             self._order(pool)
 
+    def withhold(self, pool: Pool) -> None:
+        """No more replicas of this pool can be had until as many `release` calls; what is asked for meanwhile waits."""
+        self._nodes.withheld[pool.name] = self._nodes.withheld.get(pool.name, 0) + 1
+
+    def release(self, pool: Pool) -> None:
+        """One can be had again."""
+        self._nodes.withheld[pool.name] -= 1
+        self._serve_short()
+        self.order(pool)
+
     def _there(self, pool: str) -> list[SimReplica]:
         """Replicas that count towards the pool's target."""
         return [r for r in self._by_pool[pool] if r.pending or r.state == READY]
@@ -235,7 +245,8 @@ class SimFleet:
         self._short.append(replica)
         self.emit(ReplicaBooting(replica.name, pool.name, pool.role, REQUESTED))
         if self.note is not None:
-            self.note(Note("no_capacity", "fleet", 0, (replica.name,), "max_gpus", {"max_gpus": self._nodes.max_gpus, "used": self._nodes.used}))
+            reason = "unavailable" if self._nodes.withheld.get(pool.name) else "max_gpus"
+            self.note(Note("no_capacity", "fleet", 0, (replica.name,), reason, {"max_gpus": self._nodes.max_gpus, "used": self._nodes.used}))
 
     def _provision(self, replica: SimReplica) -> None:
         """It has its GPUs; from now on it costs."""
@@ -314,6 +325,9 @@ class SimFleet:
             self._short.remove(replica)
             return
         self._nodes.give(replica, self.agenda.now)
+        self._serve_short()
+
+    def _serve_short(self) -> None:
         for waiting in list(self._short):  # first asked, first served, but a smaller one may fit where a larger does not
             if waiting.state == REQUESTED and self._nodes.take(waiting.pool):
                 self._short.remove(waiting)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import mul
 from typing import Any
 
 
@@ -13,10 +14,11 @@ class Blocks:
     that never changes while a request decodes. `fixed` is the rest: blocks of requests that prefill, and what prefix sharing saves.
     """
 
-    __slots__ = ("base_sum", "bins", "fixed", "n", "size", "stretched", "total")
+    __slots__ = ("_spare", "base_sum", "bins", "fixed", "n", "size", "stretched", "total")
 
     def __init__(self, size: int, total: int | None) -> None:
         self.size, self.total = size, total
+        self._spare = [-i % size for i in range(2 * size)]
         self.stretched = False  # do decodes compute anything but one token a step?
         self.clear()
 
@@ -43,10 +45,8 @@ class Blocks:
     def used(self, D: int) -> int:
         """Blocks in use when the decodes have computed `base + D` tokens each. O(size)."""
         size = self.size
-        spare = 0
-        for r, count in enumerate(self.bins):
-            if count:
-                spare += count * (-(r + D) % size)
+        at = D % size
+        spare = sum(map(mul, self.bins, self._spare[at : at + size]))  # those of bin r lack -(r + D) mod size tokens to full blocks
         return self.fixed + (self.base_sum + self.n * D + spare) // size  # type: ignore[no-any-return]
 
     def surely_fits(self, D: int, cached: int = 0) -> bool:

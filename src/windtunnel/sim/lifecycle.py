@@ -76,14 +76,18 @@ class SimReplica:
 
 
 class Nodes:
-    """GPUs in use, and the nodes that were left warm. max_gpus None: as many as are asked for."""
+    """GPUs in use, and the nodes that were left warm. max_gpus None: as many as are asked for. withheld: > 0 for a pool that none can be
+    had for."""
 
     def __init__(self, max_gpus: int | None) -> None:
         self.max_gpus, self.used = max_gpus, 0
+        self.withheld: dict[str, int] = {}
         self._warm: dict[str, list[float]] = {}  # by pool: when each node was left, ascending
 
     def take(self, pool: Pool) -> bool:
         """Are there GPUs for one more replica of the pool? Then they are its own."""
+        if self.withheld.get(pool.name):
+            return False
         if self.max_gpus is not None and self.used + pool.gpus_per_replica > self.max_gpus:
             return False
         self.used += pool.gpus_per_replica

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import deque
 from collections.abc import Sequence
+from itertools import repeat
 from typing import Literal
 
 from windtunnel.errors import ConfigValueError
@@ -17,7 +18,7 @@ class PrefixCache:
     is evicted before the prefix that it depends on; `forward` the first block first.
     """
 
-    __slots__ = ("_reverse", "capacity", "evictions", "idle", "refs")
+    __slots__ = ("_line", "_queued", "_releases", "_reverse", "capacity", "evictions", "idle", "refs")
 
     def __init__(self, capacity: int | None = None, touch: Literal["reverse", "forward"] = "reverse") -> None:
         if capacity is not None:
@@ -26,7 +27,9 @@ class PrefixCache:
             raise ConfigValueError("touch", f'expected "reverse" or "forward", got {touch!r}')
         self.capacity, self._reverse = capacity, touch == "reverse"
         self.refs: dict[int, int] = {}  # referenced entries
-        self.idle: OrderedDict[int, None] = OrderedDict()  # findable, referenced by nobody, by time of last release
+        self.idle: dict[int, int] = {}  # findable, referenced by nobody: the number of its last release
+        self._line: deque[tuple[int, list[int]]] = deque()  # (number, what it let go of, the first one last) of each release, the oldest first
+        self._queued = self._releases = 0  # entries in the line, those referenced or released again since included
         self.evictions = 0
 
     def __len__(self) -> int:
@@ -82,28 +85,68 @@ class PrefixCache:
 
     def release(self, blocks: Sequence[int]) -> int:
         """Give references back; returns how many entries nobody holds any more. They stay findable until evicted."""
-        refs, idle = self.refs, self.idle
-        before = len(idle)
+        refs = self.refs
+        held = list(map(refs.__getitem__, blocks))
+        if held.count(1) == len(held):
+            line = list(blocks)
+            for h in line:
+                del refs[h]
+            if not self._reverse:
+                line.reverse()
+        else:
+            line = self._let_go(blocks)
+        self._releases = number = self._releases + 1
+        self.idle.update(dict.fromkeys(line, number))
+        self._line.append((number, line))
+        self._queued += len(line)
+        if self._queued > 2 * len(self.idle) + 1024:
+            self._tidy()
+        return len(line)
+
+    def _let_go(self, blocks: Sequence[int]) -> list[int]:
+        """One reference less of each; those that nobody holds any more, the first one last."""
+        refs, line = self.refs, []
         for h in reversed(blocks) if self._reverse else blocks:
             held = refs.pop(h)
             if held == 1:
-                idle[h] = None
+                line.append(h)
             else:
                 refs[h] = held - 1
-        return len(idle) - before
+        line.reverse()
+        return line
+
+    def _tidy(self) -> None:
+        """Most of the line was referenced again: without that it is at most as long as what is idle."""
+        idle = self.idle
+        kept = ((number, [h for h in line if idle.get(h) == number]) for number, line in self._line)
+        self._line = deque((number, line) for number, line in kept if line)
+        self._queued = len(idle)
 
     def trim(self, room: int) -> None:
         """Evict idle entries until at most `room` are left."""
-        idle = self.idle
+        idle, queue = self.idle, self._line
         excess = len(idle) - max(0, room)
-        if excess > 0:
-            self.evictions += excess
-            for _ in range(excess):
-                idle.popitem(last=False)
+        if excess <= 0:
+            return
+        self.evictions += excess
+        while excess:
+            number, line = queue[0]
+            oldest = line[-excess:]
+            del line[-excess:]
+            if not line:
+                queue.popleft()
+            self._queued -= len(oldest)
+            released = list(map(idle.pop, oldest, repeat(0)))
+            evicted = released.count(number)
+            excess -= evicted
+            if evicted < len(oldest):  # some are referenced, or were released again since
+                idle.update((h, again) for h, again in zip(oldest, released) if again and again != number)
 
     def clear(self) -> None:
         self.refs.clear()
         self.idle.clear()
+        self._line.clear()
+        self._queued = 0
 
     def access(self, blocks: Sequence[int]) -> int:
         """One whole request at once: look up, hold, fill the rest, release. Returns the blocks that were found."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from html import escape
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from windtunnel.cockpit import palette
-from windtunnel.cockpit.decimate import decimate
+from windtunnel.cockpit.decimate import LIMIT, decimate
 from windtunnel.cockpit.figures.planner_data import Forecasts, forecasts_of, ideal_fleet, pool_series
 from windtunnel.cockpit.figures.spec import nice
 from windtunnel.cockpit.figures.windowed import Windows, bounds_of
@@ -196,9 +196,9 @@ def _strip(run: Run, log: PlannerLog, theme: str) -> Row:
     """One bar per stretch; hovering tells the ticks, the count and the reason."""
     bars: dict[str, dict[str, list[Any]]] = {name: {"base": [], "x": [], "y": [], "text": []} for name in STATES}
     step_s = float((log.settings.get("resolved") or {}).get("scale_interval_s") or log.settings.get("interval_s") or _spacing(log))
-    for s in timeline(log):
+    for s in _few(timeline(log)):
         into = bars[state_of(s)]
-        into["base"].append(float(f"{s.from_s:.6g}"))
+        into["base"].append(float(f"{s.from_s:.9g}"))
         into["x"].append(float(f"{max(min(s.to_s + step_s, run.tables.end_s) - s.from_s, step_s / 4):.6g}"))
         into["y"].append(escape(s.pool))
         ticks = f"tick {s.first}" if s.first == s.last else f"ticks {s.first}–{s.last}"
@@ -206,6 +206,23 @@ def _strip(run: Run, log: PlannerLog, theme: str) -> Row:
     traces = [{"type": "bar", "orientation": "h", "name": STATES[name][2], "marker": {"color": STATES[name][theme == "dark"], "line": {"width": 0}},
                "hovertemplate": "%{text}<extra></extra>", "textposition": "none", "width": 0.8, **data} for name, data in bars.items() if data["x"]]
     return Row("Why (hover)", "", traces, height_px=44 + 34 * max(1, len(log.pools)), axis={"type": "category", "showgrid": False})
+
+
+def _few(stretches: list[Stretch]) -> list[Stretch]:
+    """Of a long run, neighbours of one pool that came to the same are one bar, which tells the reason of the first."""
+    if len(stretches) <= LIMIT:
+        return stretches
+    out: list[Stretch] = []
+    newest: dict[str, int] = {}  # pool → where its last bar is
+    for s in stretches:
+        i = newest.get(s.pool)
+        if i is not None and state_of(out[i]) == state_of(s) and not s.move:
+            why = out[i].why
+            out[i] = replace(out[i], last=s.last, to_s=s.to_s, why=why if why.endswith(s.why) else f"{why.removesuffix('; and others')}; and others")
+        else:
+            newest[s.pool] = len(out)
+            out.append(s)
+    return out
 
 
 def _spacing(log: PlannerLog) -> float:

@@ -22,23 +22,25 @@ from windtunnel.policy.planning.contract import Accept, ObservationData, Overrid
 try:
     from google.protobuf.message import DecodeError, Message
 
-    from windtunnel.live.plugins import planner_pb2 as pb
+    from windtunnel.live.plugins import planner_pb2
 except ImportError as error:
     raise ExtraMissingError("planner plugins over gRPC", "grpc") from error
 
+pb: Any = planner_pb2  # its names are made at run time
 ON_WIRE = {("StageRequest", "tick_at"): "tick_at_s", ("StageRequest", "now"): "now_s"}
 STAGES = {stage: i for i, stage in enumerate(Stage, start=1)}
 STAGES_BACK = {i: stage for stage, i in STAGES.items()}
 PAYLOADS: dict[type, str] = {Accept: "accept", Override: "override", Reject: "reject"}
 
 
-def to_proto(value: Any) -> Message:
+def to_proto(value: Any) -> Any:
     """The message of a contract value. What all requests of a tick have in common, its observations, is written once."""
     if isinstance(value, StageResponse):
         if value.answer is None:
-            return pb.StageResponse(final=value.final)  # type: ignore[no-any-return]
-        return pb.StageResponse(**{PAYLOADS[type(value.answer)]: to_proto(value.answer)}, final=value.final)  # type: ignore[no-any-return]
-    message, names, get, plain = _writer(type(value))
+            return pb.StageResponse(final=value.final)
+        return pb.StageResponse(**{PAYLOADS[type(value.answer)]: to_proto(value.answer)}, final=value.final)
+    kind: Any = type(value)
+    message, names, get, plain = _writer(kind)
     values = get(value)
     if not plain:
         values = [_put(item) for item in values]
@@ -156,9 +158,24 @@ def _shape(kind: type) -> tuple[_Field, ...]:
     return tuple(out)
 
 
+@cache
+def _flat(kind: type) -> tuple[Callable[[Any], Sequence[Any]], tuple[_Field, ...]] | None:
+    """(reads the values, fields that must be there) of a dataclass of scalars that are never None."""
+    shape = _shape(kind)
+    if len(shape) < 2 or any(f.nullable or f.mode not in (PLAIN, PRESENT) for f in shape):
+        return None
+    return attrgetter(*(f.wire for f in shape)), tuple(f for f in shape if f.mode == PRESENT)
+
+
 def _read(message: Any, kind: type) -> Any:
-    values = []
-    has = message.HasField
+    values: list[Any] = []
+    has, flat = message.HasField, _flat(kind)
+    if flat is not None:
+        get, needed = flat
+        for f in needed:
+            if not has(f.wire):
+                raise PluginSerializationError(f"{kind.__name__}.{f.name} is missing")
+        return kind(*get(message))
     for f in _shape(kind):
         mode, wire = f.mode, f.wire
         if mode == PLAIN:

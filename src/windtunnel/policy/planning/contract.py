@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
+from math import isfinite
 from typing import Any, ClassVar
 
 from windtunnel.errors import PlanContractError
@@ -73,6 +74,9 @@ class TrafficMetrics:
         real("traffic.coverage", self.coverage, 0, 1)
 
 
+INTS, INF = {int}, float("inf")
+
+
 @dataclass(frozen=True, slots=True)
 class StepLoad:
     """What an engine step holds, or what waits for one: requests and tokens."""
@@ -87,6 +91,10 @@ class StepLoad:
     var_decode_kv_tokens: float = 0.0
 
     def __post_init__(self) -> None:
+        counts = (self.num_prefill, self.prefill_tokens, self.prefill_kv_tokens, self.num_decode, self.decode_kv_tokens)
+        if {type(count) for count in counts} == INTS and min(counts) >= 0 and type(self.var_prefill_length) is float and (
+                type(self.var_decode_kv_tokens) is float and 0.0 <= self.var_prefill_length < INF and 0.0 <= self.var_decode_kv_tokens < INF):
+            return
         for name in ("num_prefill", "prefill_tokens", "prefill_kv_tokens", "num_decode", "decode_kv_tokens"):
             whole(f"step_load.{name}", getattr(self, name))
         real("step_load.var_prefill_length", self.var_prefill_length)
@@ -343,6 +351,9 @@ class ScalingProposal:
         text("proposal.source", self.source)
 
 
+MAYBE_OBSERVED, MAYBE_PREDICTED, MAYBE_PROPOSED = ((kind, type(None)) for kind in (ObservationData, PredictionData, ScalingProposal))
+
+
 @dataclass(frozen=True, slots=True)
 class PipelineContext:
     """What a plugin may look at; blocks that it does not need, or that are unknown, are None."""
@@ -356,6 +367,9 @@ class PipelineContext:
     constrained: ScalingProposal | None = None
 
     def __post_init__(self) -> None:
+        if type(self.tick_id) is str and type(self.decision_id) is str and type(self.observations) in MAYBE_OBSERVED and (
+                type(self.predictions) in MAYBE_PREDICTED and type(self.proposal) in MAYBE_PROPOSED and type(self.constrained) in MAYBE_PROPOSED):
+            return
         text("context.tick_id", self.tick_id)
         text("context.decision_id", self.decision_id)
         one("context.observations", self.observations, ObservationData)
@@ -376,6 +390,9 @@ class StageResult:
     held_over: bool
 
     def __post_init__(self) -> None:
+        if type(self.answer) is Override and type(self.plugin_id) is str and self.kind == "override" and type(self.priority) is int and (
+                self.priority >= 0 and type(self.held_over) is bool):
+            return
         text("stage_result.plugin_id", self.plugin_id)
         if self.kind not in ("accept", "override", "reject", "empty"):
             raise bad("stage_result.kind", "accept, override, reject or empty", self.kind)
@@ -396,6 +413,9 @@ class StageRequest:
     stage_results: tuple[StageResult, ...] = field(default=())
 
     def __post_init__(self) -> None:
+        if type(self.tick_at) is float and type(self.now) is float and isfinite(self.tick_at) and isfinite(self.now) and (
+                type(self.ctx) is PipelineContext and type(self.stage) is Stage and self.stage_results == ()):
+            return
         one("stage_request.ctx", self.ctx, PipelineContext, optional=False)
         if type(self.stage) is not Stage:
             raise bad("stage_request.stage", "a stage", self.stage)

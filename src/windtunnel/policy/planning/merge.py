@@ -197,20 +197,24 @@ class _Merge:
             if ceiling is not None and bucket.floor > ceiling:
                 conflict = Conflict(component, bucket.floor, bucket.floor_owner, ceiling, bucket.ceiling_owner)
                 conflicts.append(conflict)
-                self._note("bounds_conflict", "", component, floor=conflict.floor, floor_owner=conflict.floor_owner,
-                           ceiling=conflict.ceiling, ceiling_owner=conflict.ceiling_owner)
+                if self.noting:
+                    self._note("bounds_conflict", "", component, floor=conflict.floor, floor_owner=conflict.floor_owner,
+                               ceiling=conflict.ceiling, ceiling_owner=conflict.ceiling_owner)
             wanted, winners[component] = (known, "") if bucket.value is None else (bucket.value, bucket.owner)
             if wanted is None:
                 self._note("no_recommendation", "", component)
                 targets.append(_target(component, None))
                 continue
-            result = max(bucket.floor, wanted if ceiling is None else min(ceiling, wanted))
+            result = wanted if ceiling is None or wanted < ceiling else ceiling
+            if result < bucket.floor:
+                result = bucket.floor
             if result != wanted:
                 bound, owner = ("ceiling", bucket.ceiling_owner) if result < wanted else ("floor", bucket.floor_owner)
                 clamped.append(Clamp(component, bound, owner))
                 winners[component] = owner
-                self._note("clamped", owner, component, bound=bound, wanted=wanted, result=result)
-            elif bucket.value is not None:
+                if self.noting:
+                    self._note("clamped", owner, component, bound=bound, wanted=wanted, result=result)
+            elif bucket.value is not None and self.noting:
                 self._note("winner", bucket.owner, component, replicas=result, priority=bucket.priority)
             targets.append(_target(component, result))
         reason = "; ".join(self._reasons()) if self.used else ""

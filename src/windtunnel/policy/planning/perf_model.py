@@ -141,11 +141,11 @@ class Regression:
         if seconds <= 0:
             return
         self._made, self._stale = self._made + 1, True
-        old = self._bounds or [(v, v) for v in features]
-        bounds = [(min(lo, v), max(hi, v)) for (lo, hi), v in zip(old, features, strict=True)]
         entry = (self._made, (features, seconds))
-        if bounds != self._bounds:
-            self._bounds = bounds
+        bounds = self._bounds
+        if not bounds or any(v < lo or v > hi for (lo, hi), v in zip(bounds, features, strict=True)):
+            old = bounds or [(v, v) for v in features]
+            self._bounds = [(min(lo, v), max(hi, v)) for (lo, hi), v in zip(old, features, strict=True)]
             entries = sorted([e for cell in self._cells.values() for e in cell] + [entry])
             self._cells = {}
         else:
@@ -176,7 +176,10 @@ class Regression:
         if fit is None:
             return None
         slopes = []
-        for slope, clip in zip(fit[1:], self._clip, strict=True):
+        for slope, clip, (lo, hi) in zip(fit[1:], self._clip, self._bounds, strict=True):
+            if slope < 0 and -slope * (hi - lo) <= LEAST_S:
+                slopes.append(slope if clip else 0.0)  # rounding of a time that does not depend on this: not a reason to know nothing
+                continue
             if slope < 0 and not clip:
                 return None
             slopes.append(0.0 if slope < DECODE_NEGATIVE else slope)
@@ -223,11 +226,10 @@ class LearnedPerf:
             self.avg_num.add(load.num_decode)
             if load.num_decode:
                 self.avg_len.add(load.decode_kv_tokens / load.num_decode)
-        features: dict[Role, tuple[float, ...]] = {
-            "prefill": (load.prefill_tokens,), "decode": (load.num_decode, load.decode_kv_tokens),
-            "agg": (load.prefill_tokens, load.decode_kv_tokens),
-        }
-        self.models[role].add(features[role], report.wall_s)
+        features: tuple[float, ...] = (load.prefill_tokens,)
+        if role != "prefill":
+            features = (load.num_decode if role == "decode" else load.prefill_tokens, load.decode_kv_tokens)
+        self.models[role].add(features, report.wall_s)
 
     def seed(self, role: Role, steps: Sequence[KnownStep]) -> None:
         """Steps that were timed before the run, so that a planner is ready from its first tick; reports replace them cell by cell."""

@@ -34,7 +34,9 @@ from windtunnel.policy.planning.roster import Entry, Roster, Snapshot
 Action = Literal["apply", "skip_no_targets", "skip_short_circuit", "skip_tick_timeout"]
 Baseline = Mapping[str, int | None]
 Ticking = Generator[Gather, Answers, "TickOutcome"]
-TYPE_NAMES = ("", *(kind.name.lower() for kind in OverrideType))  # by value: an enum member is slow to hash
+TYPE_NAMES = {kind: kind.name.lower() for kind in OverrideType}
+# names of the types of an override's targets, by the set of them as bits: members of an enum are slow to hash
+_TYPES = tuple(tuple(name for kind, name in TYPE_NAMES.items() if bits >> kind & 1) or ("accept",) for bits in range(16))
 
 
 @dataclass(slots=True)
@@ -229,6 +231,9 @@ class _Tick:
 
     def _gate(self, entry: Entry) -> Gate:
         breaker = entry.breaker
+        if not (breaker.failures or entry.interval_s or entry.requires) and entry.enabled:  # closed, and due at every tick
+            entry.gated_on = ""
+            return Gate.CALL
         opened = breaker.poll(self.now)
         if opened is not None:
             self.journal.add("circuit_half_opened", entry.plugin_id)
@@ -249,7 +254,8 @@ class _Tick:
         """One Gather; (entry, response or None) in the order asked. Raises _TimedOut once the tick has no time left."""
         pipeline, journal = self.pipeline, self.journal
         left_s = pipeline.tick_max_s - (self.now - self.started)
-        calls, request, blocks, window_s, now, noting = [], None, (), 0.0, self.now, journal.on
+        calls, request, window_s, now, noting = [], None, 0.0, self.now, journal.on
+        blocks: tuple[bool, ...] = ()
         for entry in entries:
             if request is None or entry.window_s != window_s or entry.blocks != blocks:
                 blocks, window_s = entry.blocks, entry.window_s
@@ -285,7 +291,8 @@ class _Tick:
             journal.observe("plugin_latency_seconds", answer.finished_at - answer.started_at, entry.plugin_id, stage.value)
         error = CallError("cut" if late else "timeout", "no answer") if answer is None else answer.error
         response = None if answer is None else answer.response
-        if error is None and type(response) is not (PredictResponse if stage is Stage.PREDICT else StageResponse):
+        expected = PredictResponse if stage is Stage.PREDICT else StageResponse
+        if error is None and type(response) is not expected:
             error = CallError("contract", f"expected a {'Predict' if stage is Stage.PREDICT else 'Stage'}Response, got {type(response).__name__}")
         if error is not None:
             if error.kind == "timeout" and late and shortened:
@@ -296,7 +303,7 @@ class _Tick:
         self.answered.append(entry)
         self.diagnostics.said.append((entry.plugin_id, stage, response, False))  # type: ignore[arg-type]
         breaker = entry.breaker
-        if (breaker.failures or breaker.last != "closed") and breaker.succeeded(self.now) is not None:
+        if breaker.failures and breaker.succeeded(self.now) is not None:  # without failures it is closed
             journal.add("circuit_closed", entry.plugin_id)
         if stage is not Stage.PREDICT:
             self._note_answer(entry, stage, response)  # type: ignore[arg-type]
@@ -311,11 +318,15 @@ class _Tick:
         answer, journal, counts = response.answer, self.journal, self.journal.counts
         kind = type(answer)
         if kind is Override:
-            results = {TYPE_NAMES[t.type] for t in answer.targets if t.replicas is not None} or {"accept"}  # type: ignore[union-attr]
+            bits = 0
+            for target in answer.targets:  # type: ignore[union-attr]
+                if target.replicas is not None:
+                    bits |= 1 << target.type
+            results = _TYPES[bits]
             if entry.hold_last:
                 entry.cache, entry.cached_at = answer, self.tick_at  # type: ignore[assignment]
         else:
-            results = ("accept",) if kind is Accept else ("reject",) if answer is not None else ("empty",)  # type: ignore[assignment]
+            results = ("accept",) if kind is Accept else ("reject",) if answer is not None else ("empty",)
             if answer is not None and entry.clear():
                 journal.add("cache_cleared", entry.plugin_id, why=response.kind)
         for result in results:

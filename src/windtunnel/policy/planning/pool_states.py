@@ -150,8 +150,9 @@ class Pool:
         return PoolState(ready, self.expected, self._count("starting", self.starting), self._count("draining", self.draining), scaling, self.boot_s)
 
     def ordered(self, target: int, now: float) -> None:
-        """A plan was made for this pool."""
-        if self.expected is None or target > self.expected:
+        """A plan was made for this pool. The clock of a stuck scale-up runs from the first order that nothing came of: a growing backlog
+        that orders more at every tick must not start it anew."""
+        if self.expected is None or (target > self.expected and len(self.ready) >= self.expected):
             self.progress_s = now
         self.expected = target
 

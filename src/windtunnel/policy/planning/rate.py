@@ -276,8 +276,8 @@ class RateBased:
         return self._noted(reason)
 
     def _order(self, n: int, now: float, reason: str) -> list[Effect]:
-        if self._expected is None or n > self._expected:
-            self._progress_s = now
+        if self._expected is None or (n > self._expected and len(self._ready) >= self._expected):
+            self._progress_s = now  # not at every further order: what does not come must show at last
         self._plans += 1
         self._expected = self._last_target = n
         self._ordered_s = now

@@ -35,6 +35,9 @@ class Rollout:
         """What can be done now: all downs, and the ups that fit beside everything that still holds GPUs."""
         if not self.plan:
             return []
+        for component, target in self.plan.items():  # what was lost since the plan is the next plan's to replace
+            left = self.pools[component].expected
+            self.plan[component] = target if left is None else min(target, left)
         made: list[Effect] = []
         asked: list[tuple[str, int]] = []
         for component, target in sorted(self.plan.items(), key=lambda item: item[1] >= self.pools[item[0]].live):

@@ -41,13 +41,14 @@ ORACLES: tuple[Oracle, ...] = (
     Oracle(sharing.TWO, (sharing.two, sharing.line_grows), (sharing.two_in_line,),
            ((partial(sharing.two, 3), partial(sharing.line_grows, 1)), (partial(sharing.two_in_line, 1),))),
     Oracle(sharing.FOUR, (sharing.four,)),
-    Oracle(sharing.UNEQUAL, (sharing.unequal,), (sharing.unequal_counted,)),
+    Oracle(sharing.UNEQUAL, (sharing.unequal,), (sharing.unequal_counted,),
+           ((partial(sharing.unequal, members=1),), (sharing.unequal_counted,))),
     Oracle(sharing.LIGHT, (sharing.light, sharing.light_elsewhere), (sharing.light_in_line,),
            ((partial(sharing.light, members=1), partial(sharing.light_elsewhere, 1)), (partial(sharing.light_in_line, 1),))),
     Oracle(queues.SIZES, (*(partial(queues.sizes, rho, 1_000_000, (d,)) for rho in (0.8, 0.9) for d in ("fcfs", "sjf", "srpt")),),
-           (queues.sizes_ignored,), ((partial(queues.sizes, 0.8, 60_000, ("sjf",)),), (partial(queues.sizes_ignored, 20_000),))),
+           (queues.sizes_ignored,), ((partial(queues.sizes, 0.8, 60_000, ("sjf",)),), (partial(queues.sizes_ignored, 10_000),))),
     Oracle(queues.CLASSES, (queues.classes,), (queues.classes_ignored,),
-           ((partial(queues.classes, "priority", 80_000),), (partial(queues.classes_ignored, 20_000),))),
+           ((partial(queues.classes, "priority", 60_000),), (partial(queues.classes_ignored, 10_000),))),
 )
 
 

@@ -1,0 +1,121 @@
+"""What a person waits for: imports, a what-if, a sweep on two processes; and what stepping every iteration would cost.
+
+    python sims/bench/interactive.py [--repeats 5] [--json FILE]
+
+Wall seconds for the what-if and the sweep, CPU seconds elsewhere. The sweep is 16 points of a thousand chat requests.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import report
+
+from windtunnel.lab.scenario import Scenario
+from windtunnel.lab.worlds import Simulated
+
+BARS = {"import_cpu_s": 0.6, "worker_start_s": 1.5, "what_if_s": 0.25, "step_us": 10.0}
+AT_LEAST = {"sweep_speedup": 1.7, "step_every_ratio": 5.0}
+POINTS = 16
+IMPORT = "import time; t = time.process_time(); {}; print(time.process_time() - t)"
+LAZY, WHOLE = "import windtunnel", "from windtunnel import Scenario; Scenario.load('peer-chat-10k')"
+
+
+def chat(requests: int) -> Scenario:
+    """The chat requests of so long that about so many arrive."""
+    return Scenario.load("peer-chat-10k").with_({"source.ops": [{"window": {"t0": 0, "t1": requests / 16.0}}]})
+
+
+def import_cpu_s(what: str) -> float:
+    return float(subprocess.run([sys.executable, "-c", IMPORT.format(what)], capture_output=True, text=True, check=True).stdout)
+
+
+def what_if(limit: int) -> tuple[float, int]:
+    """(wall s, requests) of a slider's move: rebuild with another limit, fly two thousand requests, summarise."""
+    scenario = chat(2_000)
+    start = time.perf_counter()
+    run = scenario.with_({"control.admission": {"limit": {"kind": "aimd", "initial_limit": limit}}}).run()
+    return time.perf_counter() - start, int(run.summary().to_dict()["completed"])
+
+
+def point(seed: int) -> int:
+    return int(chat(1_000).run(seed=seed).requests.output_tokens.sum())
+
+
+def ready(_: int) -> float:
+    """When a worker that has imported all it needs for a run takes work."""
+    chat(10)
+    return time.time()
+
+
+def sweep(processes: int) -> tuple[float, float, list[int]]:
+    """(wall s of the sweep, wall s until the first worker was ready, output tokens of each point)."""
+    start = time.time()
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        began = min(pool.map(ready, range(processes))) - start
+        start = time.time()
+        tokens = list(pool.map(point, range(POINTS)))
+        return time.time() - start, began, tokens
+
+
+def stepping(step_every: bool) -> tuple[float, int, int]:
+    """(CPU s, engine steps, output tokens) of the 10 000 chat requests, run by run or step by step."""
+    scenario = Scenario.load("peer-chat-10k")
+    _, control, source = scenario.build()
+    world = Simulated(scenario.build_fleet(), seed=scenario.seed, step_every=step_every)
+    start = time.process_time()
+    run = world.run(control, source)
+    return time.process_time() - start, int(run.replicas.steps.sum()), int(run.requests.output_tokens.sum())
+
+
+def measure(repeats: int) -> tuple[dict[str, float], dict[str, Any]]:
+    speed = {name: statistics.median(import_cpu_s(what) for _ in range(repeats)) for name, what in (
+        ("import_cpu_s", LAZY), ("scenario_cpu_s", WHOLE))}
+    what_if(32)  # warm
+    told = [what_if(40 + i) for i in range(repeats)]
+    speed["what_if_s"] = statistics.median(s for s, _ in told)
+    one, two = sweep(1), sweep(2)
+    speed["sweep_speedup"], speed["worker_start_s"] = one[0] / two[0], two[1]
+    fast = [stepping(False) for _ in range(repeats)]
+    every = [stepping(True) for _ in range(min(3, repeats))]
+    fast_s, every_s, steps = statistics.median(f[0] for f in fast), statistics.median(e[0] for e in every), every[0][1]
+    speed["step_every_ratio"], speed["step_us"] = every_s / fast_s, every_s / steps * 1e6
+    simulated = {"what_if_requests": told[0][1], "sweep_same": one[2] == two[2], "steps": (fast[0][1], steps),
+                 "output_tokens": (fast[0][2], every[0][2])}
+    return speed, simulated
+
+
+def verdict(name: str, value: float) -> str:
+    """The bar of a row and whether it is met; rows without one are for information."""
+    if name in BARS:
+        return f"bar at most {BARS[name]:g}: {'met' if value <= BARS[name] else 'MISSED'}"
+    if name in AT_LEAST:
+        return f"bar at least {AT_LEAST[name]:g}: {'met' if value >= AT_LEAST[name] else 'MISSED'}"
+    return "no bar"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    speed, simulated = measure(args.repeats)
+    same = simulated["sweep_same"] and len(set(simulated["steps"])) == len(set(simulated["output_tokens"])) == 1
+    for name, value in speed.items():
+        print(f"{name:20}{value:9.3f}   {verdict(name, value)}")
+    print(f"simulated           {json.dumps(simulated)}")
+    report.write(args.json, speed, simulated)
+    return 0 if same else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
