@@ -56,10 +56,13 @@ class Stormy:
 @given(jobs=st.lists(st.tuples(AT_S, st.integers(1, 150), st.integers(0, 40)), min_size=1, max_size=14),
        happenings=st.lists(st.tuples(AT_S, st.sampled_from(["cancel", "cancel", "drain"]), st.integers(0, 13)), max_size=8),
        crashes=st.lists(st.tuples(AT_S, st.sampled_from(["prefill", "decode"]), st.integers(0, 3), st.booleans()), max_size=4),
+       links=st.lists(st.tuples(AT_S, st.sampled_from(["prefill", "decode"]), st.integers(0, 1), st.booleans(), st.sampled_from([0.05, 1.0])),
+                      max_size=2),
        blocks=st.integers(12, 40), first=st.sampled_from(["prefill", "decode"]), bandwidth=st.sampled_from([2e8, 5e10]),
        network_s=st.sampled_from([0.0, 0.004]), attempts=st.integers(1, 3), layers=st.sampled_from([None, 32]))
 def test_SP_3_everything_ends_once_and_both_sides_are_empty(
-        jobs: Any, happenings: Any, crashes: Any, blocks: int, first: str, bandwidth: float, network_s: float, attempts: int, layers: Any) -> None:
+        jobs: Any, happenings: Any, crashes: Any, links: Any, blocks: int, first: str, bandwidth: float, network_s: float, attempts: int,
+        layers: Any) -> None:
     link = KvLink(bandwidth, 131_072, 0.001, layers)
     pools = {role: Pool(role, "m", "h100_sxm", EngineConfig(role=role, num_blocks=blocks, first_token=first, max_num_seqs=4), MODEL, 2, role=role,
                         link=link) for role in ("prefill", "decode")}
@@ -70,6 +73,8 @@ def test_SP_3_everything_ends_once_and_both_sides_are_empty(
         return build_control(spec, pool_facts(config), wants=wants_of("full"))
 
     faults = [Fault("crash", at_s=at_s, pool=pool, replicas=(n,), restart=restart) for at_s, pool, n, restart in crashes]
+    faults += [Fault("link", at_s=at_s, for_s=0.5, pool=pool, replicas=(n,), factor=0.3, down=down, timeout_s=timeout_s)
+               for at_s, pool, n, down, timeout_s in links]
     flown = control()
     flight = Simulated(config, record="full", check=True, faults=faults, until=5.0, grace_s=60.0).start(flown, Stormy(jobs, happenings))
     run = flight.result()

@@ -358,3 +358,33 @@ def test_the_planner_sizes_both_pools() -> None:
     targets = {pool for d in run.decisions[run.decisions.effect == "ScaleTo"].pool.dropna() for pool in [d]}
     assert targets, run.decisions.effect.value_counts()
     replay(run, lambda header: control())
+
+
+# -- links that fail -------------------------------------------------------------------------------------------------------------------
+
+
+def test_SJ_1_a_slower_link_from_one_moment_to_another() -> None:
+    # 90 tokens at a second: 0.5 s at full speed, 0.25 s at half, the rest at full again
+    slow = Fault("link", at_s=0.5 + JOB_S + 2.6e-5 * 90, for_s=0.25, pool="decode", factor=0.5)
+    run = fly(fleet(bandwidth=SLOW), [(0.0, "a", 90, 3)], faults=[slow])
+    assert row(run, "a")["kv_transfer_s"] == pytest.approx(1.125, abs=1e-9)
+
+
+def test_SJ_1_transfers_over_a_link_that_is_down_fail_in_time_or_go_on() -> None:
+    down = Fault("link", at_s=0.5, for_s=20.0, pool="prefill", replicas=(0,), down=True, timeout_s=5.0)
+    run = fly(fleet(2, 1, bandwidth=SLOW), [(0.0, "a", 90, 3), (6.0, "b", 90, 3)], faults=[down], routing={"prefill": "round_robin"})
+    a, b = row(run, "a"), row(run, "b")
+    assert (a["outcome"], a["reason"], a["prefill_replica"]) == ("provider_failure", "kv_lost", "prefill-0")
+    assert a["ended_s"] == pytest.approx(5.5, abs=1e-9)
+    assert (b["outcome"], b["prefill_replica"]) == ("success", "prefill-1")
+    short = Fault("link", at_s=0.5, for_s=2.0, pool="prefill", down=True, timeout_s=5.0)
+    again = row(fly(fleet(bandwidth=SLOW), [(0.0, "a", 90, 3)], faults=[short]), "a")
+    assert again["outcome"] == "success" and again["kv_transfer_s"] == pytest.approx(3.0, abs=1e-6)
+    late = row(fly(fleet(bandwidth=SLOW), [(1.0, "a", 90, 3)], faults=[replace(short, for_s=None)]), "a")
+    assert late["reason"] == "kv_lost" and late["ended_s"] == pytest.approx(1.0 + JOB_S + 2.6e-5 * 90 + 5.0)
+
+
+def test_SJ_1_no_links_no_link_faults() -> None:
+    config = FleetConfig({"chat": Pool("chat", "m", "h100_sxm", EngineConfig(), MODEL, 1)})
+    with pytest.raises(ConfigValueError, match="no KV moves between the replicas of this fleet"):
+        Simulated(config, faults=[Fault("link", at_s=1.0)]).run(build_control(ControlSpec(), pool_facts(config)), Script([]))

@@ -251,7 +251,7 @@ class SimDriver:
             return None if self.faults is None or not self.faults.replies else self.faults.refuses(replica)
 
         made = Handoffs(self.fleet, self.agenda, deliver=self._deliver, back=self._back, refuse=refuse, fails=fails)
-        self.fleet.on_gone = made.lost
+        self.fleet.on_gone, self.fleet.on_link = made.lost, made.relink
         return made
 
     def _fail(self, request_id: str, dispatch: int, replica: str, status: int, reason: str, retry_after_s: float | None = None,

@@ -21,8 +21,9 @@ from windtunnel.sources.seeding import generator
 from windtunnel.sources.surge import Surge
 
 Kind = Literal["crash", "spot", "slow", "pause", "boot_slow", "boot_fail", "errors", "metrics_delay", "metrics_drop", "metrics_freeze", "clock",
-               "load"]
-KINDS = ("crash", "spot", "slow", "pause", "boot_slow", "boot_fail", "errors", "metrics_delay", "metrics_drop", "metrics_freeze", "clock", "load")
+               "load", "link"]
+KINDS = ("crash", "spot", "slow", "pause", "boot_slow", "boot_fail", "errors", "metrics_delay", "metrics_drop", "metrics_freeze", "clock", "load",
+         "link")
 INSTANT = ("crash", "spot")
 RETRY_S, RETRY_MAX_S = 30.0, 300.0
 
@@ -43,7 +44,7 @@ class Fault:
     replicas: tuple[int, ...] = ()
     fraction: Annotated[float | None, Param(0, 1, 0.05, label="fraction", help="share of the ready replicas")] = None
     count: Annotated[int | None, Param(1, 1000, 1, label="count", help="so many ready replicas at random")] = None
-    factor: Annotated[float, Param(0.1, 20, 0.1, label="factor", help="slow: step times; boot_slow: boot times; load: arrivals")] = 2.0
+    factor: Annotated[float, Param(0.1, 20, 0.1, label="factor", help="slow: steps; boot_slow: boots; load: arrivals; link: bandwidth")] = 2.0
     p: Annotated[float, Param(0, 1, 0.01, label="p", help="errors, boot_fail, metrics_drop: how often")] = 1.0
     status: Annotated[int, Param(400, 599, 1, label="status", help="errors: the HTTP status of the reply")] = 503
     after: Annotated[Literal["accept", "first_token"], Param(choices=("accept", "first_token"), label="after", help="errors: when")] = "accept"
@@ -52,6 +53,8 @@ class Fault:
     notice_s: Annotated[float, Param(0, 600, 1, "s", "notice", "spot: warning before the replica is taken")] = 120.0
     unavailable_s: Annotated[float, Param(0, 86400, 1, "s", "unavailable", "spot: how long until another one can be had")] = 180.0
     delay_s: Annotated[float, Param(0, 600, 0.5, "s", "delay", "metrics_delay: how late scrapes arrive")] = 5.0
+    down: Annotated[bool, Param(label="down", help="link: nothing passes, whatever the factor")] = False
+    timeout_s: Annotated[float, Param(0, 600, 1, "s", "timeout", "link: transfers that stand still so long have failed")] = 30.0
     restart: Annotated[bool, Param(label="restart", help="crash: the pool boots another one")] = True
 
     def __post_init__(self) -> None:
@@ -59,7 +62,7 @@ class Fault:
             raise ConfigValueError("kind", f"expected one of {', '.join(KINDS)}, got {self.kind!r}")
         if self.at_s is None and self.every_s is None and self.rate_per_h is None:
             raise ConfigValueError("at_s", "a fault needs at_s, every_s or rate_per_h")
-        for name in ("at_s", "notice_s", "unavailable_s", "delay_s"):
+        for name in ("at_s", "notice_s", "unavailable_s", "delay_s", "timeout_s"):
             if getattr(self, name) is not None:
                 check_number(name, getattr(self, name), lo=0.0)
         for name in ("every_s", "rate_per_h", "for_s", "factor"):
@@ -131,6 +134,10 @@ class Faults:
             if fault.pool and fault.pool not in fleet.config.pools:
                 raise ConfigValueError(f"faults.{n}.pool", f"no pool {fault.pool!r}; there are {', '.join(fleet.config.pools)}")
             served_in_seconds = [p.name for p in fleet.config.pools.values() if not isinstance(p.engine, EngineConfig) and fault.pool in ("", p.name)]
+            linked = [p for p in fleet.config.pools.values() if p.link is not None and fault.pool in ("", p.name)]
+            if fault.kind == "link" and not linked:
+                raise ConfigValueError(f"faults.{n}.kind", f"no KV moves between the replicas of {fault.pool or 'this fleet'}",
+                                       hint="links are those of prefill and decode pools")
             if fault.kind == "pause" and served_in_seconds:
                 raise ConfigValueError(f"faults.{n}.kind", f"pool {served_in_seconds[0]!r} serves in seconds and has no steps to pause")
         self._fleet, self._agenda, self._note, self._until = fleet, agenda, note, until
@@ -197,16 +204,19 @@ class Faults:
 
     def _changed(self, kind: str, ids: Sequence[str]) -> None:
         """Overlapping slow-downs multiply; a replica goes on when its last pause is over."""
-        for name in ids if kind in ("slow", "pause") else ():
+        for name in ids if kind in ("slow", "pause", "link") else ():
             replica = self._fleet.replicas.get(name)
             if replica is None or replica.state not in (READY, DRAINING):
                 continue
             active, engine = self._on[name].of(kind), replica.engine
-            if kind == "slow":
-                factor = 1.0
+            if kind != "pause":
+                factor, down = 1.0, [fault.timeout_s for fault in active if fault.down]
                 for fault in active:
                     factor *= fault.factor
-                engine.set_speed(factor)
+                if kind == "slow":
+                    engine.set_speed(factor)
+                elif self._fleet.on_link is not None and replica.pool.link is not None:
+                    self._fleet.on_link(name, factor, min(down) if down else None)
             elif isinstance(engine, SimEngine | PipelineEngine):
                 engine.pause() if active else engine.resume()
 

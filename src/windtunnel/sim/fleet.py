@@ -108,6 +108,7 @@ class SimFleet:
         self.boot_faults: BootFaults | None = None
         self.on_ready: Callable[[SimReplica], None] | None = None
         self.on_dropped: Callable[[str, list[Attempt]], None] | None = None  # what was on a replica that is gone
+        self.on_link: Callable[[str, float, float | None], None] | None = None  # bandwidth times so much; or down, with a timeout (s)
         self.on_gone: Callable[[SimReplica], list[Event]] | None = None  # what to tell beside its loss
         self.note: Callable[[Note], None] | None = None
         self._nodes = Nodes(config.max_gpus)

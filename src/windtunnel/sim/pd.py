@@ -10,24 +10,26 @@ from typing import Any
 from windtunnel.effects import Cancel, Dispatch
 from windtunnel.errors import ConfigInfeasibleError, PolicyError
 from windtunnel.events import Event, Failed, HandedOver
-from windtunnel.sim.agenda import ARRIVAL, Agenda
+from windtunnel.sim.agenda import ARRIVAL, COMPLETION, Agenda
 from windtunnel.sim.engine import Attempt, SimEngine
 from windtunnel.sim.fleet import READY, FleetConfig, Pool, SimFleet, SimReplica
 from windtunnel.sim.transfer import KvMover, Links
 
 PREFILL, MOVING, DECODE = range(3)
+STILL = 1e-12  # share of its bandwidth that a link has while it is down: so little that nothing arrives
 Refuse = Callable[[Dispatch, str, int, str, "float | None"], None]  # dispatch, replica, status, reason, retry_after_s
 
 
 class _Trip:
-    """One attempt on two replicas. told: does the control know that its prefill side is done?"""
+    """One attempt on two replicas. left: is its KV on the way? told: does the control know that its prefill
+    side is done?"""
 
-    __slots__ = ("decode", "dispatch", "id", "phase", "prefill", "told")
+    __slots__ = ("decode", "dispatch", "id", "left", "phase", "prefill", "told")
 
     def __init__(self, effect: Dispatch) -> None:
         self.id, self.dispatch, self.decode = effect.request.id, effect.dispatch, effect.replica
         self.prefill: str = effect.prefill  # type: ignore[assignment]
-        self.phase, self.told = PREFILL, False
+        self.phase, self.left, self.told = PREFILL, False, False
 
 
 class Handoffs:
@@ -43,6 +45,7 @@ class Handoffs:
         self._agenda, self._deliver, self._back, self._refuse, self._fails = agenda, deliver, back, refuse, fails
         self._network_s = fleet.config.network_s
         self._trips: dict[tuple[str, int], _Trip] = {}
+        self._down: dict[str, float] = {}  # replicas whose link is down: transfers fail after so many seconds
         self._movers = {pool.name: self._mover(pool) for pool in fleet.config.pools.values() if pool.role == "prefill"}
 
     def _mover(self, pool: Pool) -> KvMover:
@@ -113,6 +116,9 @@ class Handoffs:
         """Its room is there and its KV leaves: the prefill side's work is done, though its blocks are held until all has arrived."""
         trip = self._trips[b.id, b.dispatch]
         self.fleet.replicas[trip.prefill].requests += 1
+        trip.left = True
+        if self._down:
+            self._watch(trip)
 
         def tell(_: Any) -> None:
             if self._trips.get((trip.id, trip.dispatch)) is trip:
@@ -160,9 +166,39 @@ class Handoffs:
             elif trip.phase == DECODE and name == trip.prefill:  # the news of its hand-over is still on the way
                 self._engine(trip.decode).cancel(trip.id, trip.dispatch)
         self.links.drop(name)
+        self._down.pop(name, None)
         for trip in mine:
             self._look(trip)
         return told
+
+    def relink(self, name: str, factor: float, timeout_s: float | None) -> None:
+        """The link of a replica has `factor` times its bandwidth now; with a timeout it is down, and transfers fail after so long."""
+        link = self.fleet.replicas[name].pool.link
+        assert link is not None
+        self.links.attach(name, link.bandwidth * (STILL if timeout_s is not None else factor), link.latency_s)
+        self._down.pop(name, None)
+        if timeout_s is not None:
+            self._down[name] = timeout_s
+            for trip in self._trips.values():
+                if trip.left and trip.phase == MOVING and name in (trip.prefill, trip.decode):
+                    self._watch(trip)
+
+    def _watch(self, trip: _Trip) -> None:
+        timeouts = [self._down[name] for name in (trip.prefill, trip.decode) if name in self._down]
+
+        def due(_: Any) -> None:
+            standing = trip.prefill in self._down or trip.decode in self._down
+            if trip.phase == MOVING and standing and self._trips.get((trip.id, trip.dispatch)) is trip:
+                self._give_up(trip)
+
+        if timeouts:
+            self._agenda.at(self._agenda._now + min(timeouts), COMPLETION, due)
+
+    def _give_up(self, trip: _Trip) -> None:
+        b = self._stop_moving(trip)
+        self._over(trip.id, trip.dispatch)
+        self._back(Failed(trip.id, trip.dispatch, trip.decode, "provider_failure", "kv_lost", None, None, b.generated, b.started_s, b.first_token_s))
+        self._look(trip)
 
     # -- small things ---------------------------------------------------------------------------------------------------------------
 
