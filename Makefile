@@ -38,7 +38,7 @@ bench: $(STAMP)
 	$(BIN)/python sims/bench/control.py
 	$(BIN)/python sims/bench/scheduling.py
 	$(BIN)/python sims/bench/admission.py
-	$(BIN)/python sims/bench/planner.py
+	$(BIN)/python sims/bench/planner.py --quick
 	$(BIN)/python sims/bench/prefixes.py
 	$(BIN)/python sims/bench/interactive.py
 	$(BIN)/python sims/bench/oracles.py
