@@ -243,7 +243,7 @@ def test_CR_20_expressions() -> None:
     assert run.metric("slo_attainment.ttft_s") == 0.5
     assert run.metric("in_flight.max") == 3
     assert run.metric("usd") is None and run.metric("ttft_s.p99[tenant=nobody]") is None
-    with pytest.raises(RunNotRecordedError, match="itl_s needs record: full"):
+    with pytest.raises(RunNotRecordedError, match="itl_s needs itl: true or record: full"):
         run.metric("itl_s.p99")
 
 

@@ -14,7 +14,6 @@ from windtunnel.errors import ConfigInfeasibleError, ConfigNeedsError, ConfigVal
 from windtunnel.events import Arrived, Cancelled, Commanded, HandedOver, ReplicaReady, Request, Truth, Woke
 from windtunnel.lab.build import build_control, pool_facts
 from windtunnel.lab.control_spec import ControlSpec
-from windtunnel.lab.expect import check_expectations
 from windtunnel.lab.history import violations
 from windtunnel.lab.logread import LogReader
 from windtunnel.lab.planner_build import build_pipeline_planner
@@ -312,14 +311,6 @@ def test_SV_4_a_cancel_takes_the_same_way_as_its_dispatch() -> None:
 
 
 # -- the scenario ----------------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("variant", ["", "@aggregated", "@enough", "@thin", "@one_prefill"])
-def test_the_scenario_shows_what_it_says(variant: str) -> None:
-    scenario = Scenario.load(f"disaggregated{variant}")
-    run = scenario.run()
-    checked = check_expectations(run, scenario.expect)
-    assert checked and all(c.holds for c in checked), checked
 
 
 def test_the_scenarios_log_replays_and_its_history_is_sound() -> None:
