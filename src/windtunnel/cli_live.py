@@ -19,7 +19,8 @@ app.command(engine_app)
 
 @app.command
 def drive(scenario: str, /, *, fleet: Path, mode: Mode = "dry_run", arm: str | None = None, scaling: bool = False, cap: CapTexts = (),
-          set_: Sets = (), variant: str | None = None, seed: int | None = None, name: str | None = None, out: Path | None = None) -> Answer:
+          set_: Sets = (), variant: str | None = None, seed: int | None = None, name: str | None = None, out: Path | None = None,
+          metrics: str | None = None) -> Answer:
     """Drive real engines with a scenario's control and source.
 
     Example: `windtunnel drive azure-chat --fleet fleet.yaml --mode dry_run --set duration_s=10`
@@ -34,7 +35,9 @@ def drive(scenario: str, /, *, fleet: Path, mode: Mode = "dry_run", arm: str | N
         seed: Instead of the scenario's seed.
         name: Name of the live run, for `windtunnel stop`.
         out: Directory that the run is saved to.
+        metrics: [HOST:]PORT at which Prometheus may scrape the planner's metrics while it runs.
     """
+    from windtunnel.lab.metrics_door import metrics_door
     from windtunnel.lab.worlds import Live
     from windtunnel.live.fleet import LiveFleet
 
@@ -52,7 +55,8 @@ def drive(scenario: str, /, *, fleet: Path, mode: Mode = "dry_run", arm: str | N
 
     old = signal.signal(signal.SIGTERM, terminate)
     try:
-        made = world.run(control, source, name=name or chosen.name, scenario=chosen, **chosen.meta(pools))
+        with metrics_door(control, metrics):
+            made = world.run(control, source, name=name or chosen.name, scenario=chosen, **chosen.meta(pools))
     finally:
         signal.signal(signal.SIGTERM, old)
     result = run_dict(made)
