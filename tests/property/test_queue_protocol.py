@@ -17,6 +17,7 @@ from windtunnel.policy.queueing.classes import Classes
 from windtunnel.policy.queueing.codel import CoDelQueue
 from windtunnel.policy.queueing.deadline_drop import DeadlineDropQueue
 from windtunnel.policy.queueing.dlpm import Dlpm, DlpmQueue
+from windtunnel.policy.queueing.drr import Drr, DrrQueue
 from windtunnel.policy.queueing.edf import EdfQueue
 from windtunnel.policy.queueing.fair import FairTaskQueue, Queue
 from windtunnel.policy.queueing.fifo import FifoQueue
@@ -31,6 +32,7 @@ QUEUES: dict[str, Callable[[], Queue]] = {
     "lifo": lambda: AdaptiveLifoQueue(AdaptiveLifo(interval_s=2.0, controlled_delay=True, target_s=1.0)),
     "vtc": VtcQueue, "vtc skipping": lambda: VtcQueue(Vtc(skip_blocked=True, predict=True)),
     "dlpm": lambda: DlpmQueue(Dlpm(quantum_tokens=64.0), matched=lambda r: (r.input_tokens or 0) // 2),
+    "drr": DrrQueue, "drr in tenths": lambda: DrrQueue(Drr(quantum_tokens=0.1)),
     "codel": lambda: CoDelQueue(FairTaskQueue()), "bounded vtc": lambda: BoundedQueue(VtcQueue(), capacity=6),
     "deadline codel fifo": lambda: DeadlineDropQueue(CoDelQueue(FifoQueue())),
 }

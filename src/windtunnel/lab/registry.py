@@ -150,6 +150,7 @@ def _register_own() -> None:
     from windtunnel.policy.queueing.codel import CoDel
     from windtunnel.policy.queueing.deadline_drop import DeadlineDrop
     from windtunnel.policy.queueing.dlpm import Dlpm
+    from windtunnel.policy.queueing.drr import Drr
     from windtunnel.policy.queueing.edf import Edf
     from windtunnel.policy.queueing.fair import Fair
     from windtunnel.policy.queueing.fifo import Fifo
@@ -163,7 +164,7 @@ def _register_own() -> None:
     for section, kind, cls in (
         ("queue", "fifo", Fifo), ("queue", "fair", Fair), ("queue", "bounded", Bounded), ("queue", "deadline_drop", DeadlineDrop),
         ("queue", "codel", CoDel), ("queue", "classes", Classes), ("queue", "edf", Edf), ("queue", "lifo", AdaptiveLifo),
-        ("queue", "vtc", Vtc), ("queue", "dlpm", Dlpm),
+        ("queue", "vtc", Vtc), ("queue", "dlpm", Dlpm), ("queue", "drr", Drr),
         ("admission.limit", "none", Unlimited), ("admission.limit", "fixed", Fixed), ("admission.limit", "aimd", Aimd),
         ("admission.limit", "aimd_netflix", AimdNetflix), ("admission.limit", "vegas", Vegas), ("admission.limit", "gradient2", Gradient2),
         ("admission.limit", "envoy_gradient", EnvoyGradient),

@@ -65,11 +65,13 @@ class Lane:
         self._look_into_queue()
 
     def _look_into_queue(self) -> None:
-        """Queues that refuse by a rate of completions learn this lane's; one that charges for service is told of it."""
+        """Queues that refuse by a rate of completions learn this lane's; one that charges for service is told of it; one that counts tokens
+        sets the cost of requests."""
         queue: Any = self.queue
         while queue is not None:
             if hasattr(queue, "charge"):
                 self.meter = queue
+            self.cost = getattr(queue, "counts", self.cost)
             if getattr(queue, "completion_rate", False) is None:
                 queue.completion_rate = partial(self.admission.completion_rate, self.resource)
             queue = getattr(queue, "inner", None)
