@@ -60,11 +60,11 @@ class Control:
         self.lanes, self.fleet, self.planner, self.wants = tuple(lanes), fleet, planner, wants
         self.settings = settings or ControlSettings()
         self.flow = flow = Flow(lanes, fleet, tenants or {}, self.settings)
+        self._noting = "request" in wants
         self.needs = self._union_of_needs()
         self.seq = self.commands_refused = 0
         self._now = float("-inf")
         self._busy = self._began = False
-        self._noting = "request" in wants
         self._armed: dict[str, float] = {}
         self._planner_events: frozenset[type] = planner.events if planner else frozenset()
         if planner:
@@ -73,7 +73,7 @@ class Control:
         self._on = {
             Arrived: flow.arrived, Finished: flow.finished, Failed: flow.failed, Cancelled: flow.cancelled, FirstToken: flow.first_token,
             ReplicaBooting: self._booting, ReplicaReady: self._ready, ReplicaGone: self._gone, Scraped: self._scraped, Woke: self._woke,
-            Commanded: self._commanded, HandedOver: flow.handed_over, Started: self._ignored, Progressed: flow.progressed,
+            Commanded: self._commanded, HandedOver: flow.handed_over, Started: flow.started, Progressed: flow.progressed,
             PoolsObserved: self._ignored, ScaleAnswered: self._ignored, Answered: self._ignored, StepReported: self._ignored,
         }
 
@@ -189,6 +189,8 @@ class Control:
         needs: set[str] = {"first_token"} if self.flow.tracks_first_token else set()
         if self.fleet.accounting != "in_flight":
             needs.add("scrape")
+        if self._noting:
+            needs.add("started")
         if self.settings.idle_s is not None:
             needs.add("progress")
         for lane in self.lanes:

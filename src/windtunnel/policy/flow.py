@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from windtunnel import effects as fx
 from windtunnel.errors import PolicyError
-from windtunnel.events import Arrived, FirstToken, HandedOver, Progressed, Request
+from windtunnel.events import Arrived, FirstToken, HandedOver, Progressed, Request, Started
 from windtunnel.policy import outcomes
 from windtunnel.policy.admission.denial import Denial, make_denial
 from windtunnel.policy.expiry import Expiry
@@ -163,6 +163,12 @@ class Flow(Expiry):
             self._watch(now + settings.wall_s, opened, "wall")
         if settings.cancel_late and deadline_s is not None:
             self._watch(deadline_s, opened, "late")
+
+    def started(self, event: Started) -> None:
+        """The record of an attempt: nothing is decided by it, so one that is over is no late event either."""
+        opened = self.open.get(event.request_id)
+        if opened is not None and opened.dispatches == event.dispatch and opened.state != WAITING and opened.lease is not None:
+            opened.lane.admission.began(opened.lease, self.now)
 
     def progressed(self, event: Progressed) -> None:
         """Queues that charge for service, and the idle watchdog, learn how far the running requests of a replica are."""

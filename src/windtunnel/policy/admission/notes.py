@@ -20,14 +20,24 @@ class RequestNotes:
     def __init__(self) -> None:
         self._kept: deque[Note] = deque(maxlen=UNDRAINED_KEPT)
         self._made = 0
+        self._begun: set[str] = set()  # leases whose attempt an engine has begun
 
     def add(self, kind: str, ids: tuple[str, ...], reason: str, data: Mapping[str, Any]) -> None:
         self._made += 1
         self._kept.append(Note(kind, "request", self._made, ids, reason, data))
 
+    def began(self, lease_id: str, data: Mapping[str, Any]) -> None:
+        """An engine began the attempt of a lease: told once, and once more when it is over."""
+        if lease_id not in self._begun:
+            self._begun.add(lease_id)
+            self.add("model_request_started", (lease_id,), "", data)
+
     def released(self, lease_id: str, resource: str, outcome: str, change: LimitChange | None, gauges: Mapping[str, Any]) -> None:
         """The notes of one release, in the order in which they were caused."""
         ids = (lease_id,)
+        if lease_id in self._begun:
+            self._begun.remove(lease_id)
+            self.add("model_request_completed", ids, outcome, gauges)
         if outcome == "rate_limited":
             self.add("request_rate_limited", ids, outcome, gauges)
         if change is not None:

@@ -159,6 +159,11 @@ class RequestAdmission:
             self._note("request_lease_acquired", resource, now, ids=(lease_id,))
         return lease
 
+    def began(self, lease: RequestLease, now: float) -> None:
+        """An engine has begun the attempt that the lease is for. Only said, nothing changes: for those who record the request stream."""
+        if self._notes is not None and lease.lease_id in self._active:
+            self._notes.began(lease.lease_id, self._resources[lease.resource].gauges(now))
+
     def release(self, lease: RequestLease, outcome: str, now: float, *, retry_after_s: float | None = None,
                 rtt_s: float | None = None) -> ReleaseReason:
         """Give the capacity back and let limit and breaker learn; anything but an active lease changes nothing."""
