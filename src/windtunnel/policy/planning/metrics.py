@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate
+from operator import add
 from typing import TYPE_CHECKING, Literal
 
 from windtunnel.policy.planning.audit import BUCKETS
 from windtunnel.policy.planning.breaker import Circuit
 from windtunnel.policy.planning.contract import Override
 from windtunnel.policy.planning.diagnostics import LOAD, PREDICT, THROUGHPUT
+from windtunnel.policy.planning.labels import Labels, within_budget
 from windtunnel.policy.planning.load_sla import SlaSignal
 from windtunnel.policy.planning.pipeline import TYPE_NAMES
 from windtunnel.policy.planning.said import queued
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from windtunnel.policy.planning.shell import PipelinePlanner
 
 Kind = Literal["counter", "gauge", "histogram"]
-Labels = tuple[str, ...]
+Buckets = tuple[tuple[int, ...], float]
 
 # name → (labels, help); every name gets the prefix windtunnel_planner_
 COUNTERS: Mapping[str, tuple[Labels, str]] = {
@@ -85,11 +87,11 @@ class Family:
     labels: Labels
     help: str
     samples: Mapping[Labels, float] = field(default_factory=dict)
-    histograms: Mapping[Labels, tuple[tuple[int, ...], float]] = field(default_factory=dict)
+    histograms: Mapping[Labels, Buckets] = field(default_factory=dict)
 
 
 def planner_metrics(planner: PipelinePlanner) -> tuple[Family, ...]:
-    """Every family that has a sample. Changes nothing in the planner."""
+    """Every family that has a sample, no label with more values than its budget. Changes nothing in the planner."""
     gauges: dict[str, dict[Labels, float]] = {}
     for name, labels, value in _gauges(planner):
         gauges.setdefault(name, {})[labels] = float(value)
@@ -98,12 +100,16 @@ def planner_metrics(planner: PipelinePlanner) -> tuple[Family, ...]:
         counts.setdefault(key[0], {})[tuple(str(word) for word in key[1:])] = float(count)
     for name, labels, value in _counted(planner):
         counts.setdefault(name, {})[labels] = float(value)
-    out = [Family(name, "counter", *COUNTERS[name], samples=counts[name]) for name in COUNTERS if name in counts]
-    told: dict[str, dict[Labels, tuple[tuple[int, ...], float]]] = {}
+    out = [Family(name, "counter", *of, samples=within_budget(of[0], counts[name], add)) for name, of in COUNTERS.items() if name in counts]
+    told: dict[str, dict[Labels, Buckets]] = {}
     for (name, *words), h in planner.journal.histograms.items():
         told.setdefault(name, {})[tuple(words)] = (tuple(accumulate(h.counts)), h.total)
-    out += [Family(name, "histogram", *HISTOGRAMS[name], histograms=told[name]) for name in HISTOGRAMS if name in told]
-    return (*out, *(Family(name, "gauge", *GAUGES[name], samples=gauges[name]) for name in GAUGES if name in gauges))
+    out += [Family(n, "histogram", *of, histograms=within_budget(of[0], told[n], _both)) for n, of in HISTOGRAMS.items() if n in told]
+    return (*out, *(Family(n, "gauge", *of, samples=within_budget(of[0], gauges[n], max)) for n, of in GAUGES.items() if n in gauges))
+
+
+def _both(one: Buckets, other: Buckets) -> Buckets:
+    return tuple(map(add, one[0], other[0])), one[1] + other[1]
 
 
 def bounds_of(name: str) -> tuple[float, ...]:
