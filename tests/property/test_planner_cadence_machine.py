@@ -22,9 +22,10 @@ from windtunnel.policy.planning.contract import (
     Stage,
     StageResponse,
 )
-from windtunnel.policy.planning.pipeline import Pipeline, TickOutcome
+from windtunnel.policy.planning.pipeline import Pipeline
 from windtunnel.policy.planning.plugin import Registration
 from windtunnel.policy.planning.roster import Roster, RosterSettings
+from windtunnel.policy.planning.tick_outcome import TickOutcome
 
 SCALE, TICK_MAX = 5.0, 30.0
 SAID = {

@@ -31,9 +31,10 @@ from windtunnel.policy.planning.contract import (
     TrafficMetrics,
     WorkerState,
 )
-from windtunnel.policy.planning.pipeline import Pipeline, TickOutcome, answer_inline, run_inline
+from windtunnel.policy.planning.pipeline import Pipeline, answer_inline, run_inline
 from windtunnel.policy.planning.plugin import Registration
 from windtunnel.policy.planning.roster import Roster, RosterSettings
+from windtunnel.policy.planning.tick_outcome import TickOutcome
 
 ACCEPT = StageResponse(Accept())
 FLOOR = StageResponse(Override((ComponentTarget("p", 6, OverrideType.AT_LEAST),)))

@@ -20,9 +20,10 @@ from windtunnel.lab.planner_why import reasons_of, sentence
 from windtunnel.lab.planner_words import ACTIONS, FAILED, LOAD, PLAN, RATE, SKIPPED, THROUGHPUT, in_words
 from windtunnel.policy.planning.calls import CallError
 from windtunnel.policy.planning.contract import Reject, StageResponse
-from windtunnel.policy.planning.pipeline import _WHY, Action
 from windtunnel.policy.planning.reasons import LoadReason, PlanReason, ThroughputReason
 from windtunnel.policy.planning.settings_blocks import BudgetSettings, PoolSettings
+from windtunnel.policy.planning.tick import WHY_SKIPPED
+from windtunnel.policy.planning.tick_outcome import Action
 
 RATE_RUN = {"duration_s": 300.0, "warmup_s": 0.0, "record": "decisions", "expect": [], "compare": {}}
 
@@ -232,7 +233,7 @@ def test_every_way_to_fail_or_to_be_skipped_has_words() -> None:
 
     assert set(get_args(Action)) == set(ACTIONS)
     assert set(get_args(get_type_hints(CallError)["kind"])) == set(FAILED)
-    assert {*_WHY.values(), "back_off"} == set(SKIPPED)
+    assert {*WHY_SKIPPED.values(), "back_off"} == set(SKIPPED)
     source = (Path(logs.__file__).parents[1] / "policy" / "planning" / "rate.py").read_text()
     import re
 

@@ -8,10 +8,10 @@ from windtunnel.effects import NOTHING, Effect, Note
 from windtunnel.policy.planning.boundary import fit_plan
 from windtunnel.policy.planning.contract import ObservationData, PredictionData
 from windtunnel.policy.planning.diagnostics import PREDICT, TickDiagnostics, decisive_reason, describe, merge_reasons, newly_scored
-from windtunnel.policy.planning.pipeline import TickOutcome
 from windtunnel.policy.planning.planner_state import as_notes
 from windtunnel.policy.planning.pool_events import PoolEvents
 from windtunnel.policy.planning.reasons import PlanReason
+from windtunnel.policy.planning.tick_outcome import TickOutcome
 
 
 class Decision(PoolEvents):

@@ -10,9 +10,9 @@ from windtunnel.policy.planning.budget import HOLD, RECONCILE
 from windtunnel.policy.planning.contract import ObservationData, PredictionData, PredictResponse, Stage, StageResponse
 from windtunnel.policy.planning.forecast import Score
 from windtunnel.policy.planning.merge import MergeOutcome
-from windtunnel.policy.planning.pipeline import TickOutcome
 from windtunnel.policy.planning.reasons import LoadReason, PlanReason, ThroughputReason
 from windtunnel.policy.planning.said import observed_plain, said_plain
+from windtunnel.policy.planning.tick_outcome import TickOutcome
 
 LOAD, THROUGHPUT, PREDICT = "builtin_load_propose", "builtin_throughput_propose", "builtin_load_predict"
 GUARDS = {HOLD, RECONCILE}

@@ -8,13 +8,13 @@ from itertools import accumulate
 from operator import add
 from typing import TYPE_CHECKING, Literal
 
+from windtunnel.policy.planning.asking import TYPE_NAMES
 from windtunnel.policy.planning.audit import BUCKETS
 from windtunnel.policy.planning.breaker import Circuit
 from windtunnel.policy.planning.contract import Override
 from windtunnel.policy.planning.diagnostics import LOAD, PREDICT, THROUGHPUT
 from windtunnel.policy.planning.labels import Labels, within_budget
 from windtunnel.policy.planning.load_sla import SlaSignal
-from windtunnel.policy.planning.pipeline import TYPE_NAMES
 from windtunnel.policy.planning.said import queued
 
 if TYPE_CHECKING:

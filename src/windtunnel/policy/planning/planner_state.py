@@ -14,11 +14,12 @@ from windtunnel.policy.planning.contract import ObservationData, PredictionData
 from windtunnel.policy.planning.diagnostics import TickDiagnostics
 from windtunnel.policy.planning.observer import FleetObserver, Observer
 from windtunnel.policy.planning.outside import Outside
-from windtunnel.policy.planning.pipeline import Pipeline, Ticking
+from windtunnel.policy.planning.pipeline import Pipeline
 from windtunnel.policy.planning.pool_states import Pool, PoolFrame
 from windtunnel.policy.planning.rollout import Rollout
 from windtunnel.policy.planning.roster import Roster, RosterSettings
 from windtunnel.policy.planning.settings import PlannerSettings
+from windtunnel.policy.planning.tick_outcome import Ticking
 
 
 class PlannerState:
