@@ -95,18 +95,26 @@ def run_cli(tokens: list[str]) -> int:
             return answer.code
         return 0
     except CycloptsError as error:
-        return _fail(command, "UsageError", _one_line(str(error)), "see windtunnel --help", "", 2)
+        return _fail(command, "UsageError", _one_line(str(error)), f"see {' '.join(['windtunnel', command]).strip()} --help", "", 2)
     except WindtunnelError as error:
         return _fail(command, type(error).__name__, error.message, error.hint, error.where, error.exit_code)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read us has seen enough
-        return 0
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read us has seen enough
+            return 0
+        if error.filename is None:
+            return _bug(command, error)
+        return _fail(command, "ConfigFileError", error.strerror or str(error), "name another file or directory", str(error.filename), 2)
     except KeyboardInterrupt:
         return _fail(command, "Interrupted", "interrupted", "", "", INTERRUPTED)
     except Exception as error:
-        traceback.print_exc(file=sys.stderr)
-        text = f"this is a bug in windtunnel: {type(error).__name__}: {error}"
-        return _fail(command, type(error).__name__, text, "please report it with the traceback above", "", BUG)
+        return _bug(command, error)
+
+
+def _bug(command: str, error: Exception) -> int:
+    traceback.print_exception(error, file=sys.stderr)
+    text = f"this is a bug in windtunnel: {type(error).__name__}: {error}"
+    return _fail(command, type(error).__name__, text, "please report it with the traceback above", "", BUG)
 
 
 def _register() -> None:

@@ -38,6 +38,8 @@ def planner_explain(what: str, /, *, tick: int | None = None, pool: str | None =
     from windtunnel.lab.planner_log import planner_log
     from windtunnel.lab.planner_tick import tick_of, tick_text
 
+    if not (since is None or until is None or since <= until):
+        raise ConfigError(f"--since {since:g} and --until {until:g} leave nothing between them", hint="give --since the smaller one")
     source, code = _source(what, set_, variant, seed)
     if code:
         return Answer({"interrupted": what}, "interrupted: nothing is explained", code)

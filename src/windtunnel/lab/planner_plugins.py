@@ -21,6 +21,11 @@ DefaultsSpec = spec_of(PluginDefaults)
 NEEDS = ("observations.traffic", "observations.fpm", "observations.workers")
 
 
+def _room(least: int, most: int | None) -> None:
+    if most is not None and most < least:
+        raise refuse("planner.plugins.reference", f"most {most} is below least {least}")
+
+
 def _hold_policy(name: Any) -> Any:
     return name.upper() if isinstance(name, str) else name
 
@@ -77,8 +82,8 @@ class Importable(Spec):
         """Raises PlannerConfigError if it cannot be imported or made, or lacks the method of its stage."""
         try:
             made = getattr(import_module(self.module), self.class_name)(**self.kwargs)
-        except (ImportError, AttributeError, TypeError, ValueError) as error:
-            raise refuse(path, f"cannot make {self.module}.{self.class_name}: {error}") from error
+        except (Exception, SystemExit) as error:  # whatever somebody's module does when it is imported or its class made
+            raise refuse(path, f"cannot make {self.module}.{self.class_name}: {type(error).__name__}: {error}") from error
         if not callable(getattr(made, stage, None)):
             raise refuse(path, f"{self.module}.{self.class_name} has no method {stage}")
         return made
@@ -131,6 +136,7 @@ class HpaEntry(Spec):
     pending_blind: bool = Field(default=False, description="Take starting replicas for serving ones, as many a custom metric does.")
 
     def make(self, component: str) -> Any:
+        _room(self.least, self.most)
         if self.metric == "kv" and self.kv_tokens is None:
             raise refuse("planner.plugins.reference", "hpa with metric kv needs kv_tokens")
         return ReferenceHpa(component, self.metric, self.target, kv_tokens=self.kv_tokens, most=self.most, least=self.least,
@@ -162,6 +168,7 @@ class KedaEntry(Spec):
     most: int | None = Field(default=None, ge=0)
 
     def make(self, component: str) -> Any:
+        _room(self.least, self.most)
         return KedaLike(component, self.target, cooldown_s=self.cooldown_s, most=self.most, least=self.least)
 
 

@@ -80,7 +80,7 @@ def import_modules(modules: Iterable[str], *, allow_imports: bool) -> None:
             continue
         if not allow_imports:
             hint = "pass allow_imports=True (--allow-imports) if you trust it"
-            raise ConfigImportError(f'planner.plugins: module "{module}" would import code', hint=hint)
+            raise ConfigImportError(f'control.planner.plugins: module "{module}" would import code', hint=hint)
         _trusted.add(module)
 
 
