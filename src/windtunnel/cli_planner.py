@@ -20,19 +20,20 @@ app.command(planner_app)
 
 @planner_app.command(name="explain")
 def planner_explain(what: str, /, *, tick: int | None = None, pool: str | None = None, since: float | None = None, until: float | None = None,
-                    set_: Sets = (), variant: str | None = None, seed: int | None = None) -> Answer:
+                    set_: Sets = (), variant: str | None = None, seed: int | None = None, allow_imports: bool = False) -> Answer:
     """Tell a planner's decisions in words: where something changed, or was held.
 
     Example: `windtunnel planner explain burst-diurnal --set duration_s=120`
 
     Args:
-        what: A scenario (it is run), a saved run, its log, or an audit file.
+        what: A scenario (it is run), a run saved with --record decisions, its log, or an audit file.
         tick: Tell the whole chain of this tick instead.
         pool: Only this pool.
         since: Only ticks from this run second on.
         until: Only ticks up to this run second.
         variant: One of the scenario's `compare` variants.
         seed: Instead of the scenario's seed.
+        allow_imports: Let plugins of the scenario import code.
     """
     from windtunnel.lab.planner_explain import timeline, timeline_text
     from windtunnel.lab.planner_log import planner_log
@@ -40,7 +41,7 @@ def planner_explain(what: str, /, *, tick: int | None = None, pool: str | None =
 
     if not (since is None or until is None or since <= until):
         raise ConfigError(f"--since {since:g} and --until {until:g} leave nothing between them", hint="give --since the smaller one")
-    source, code = _source(what, set_, variant, seed)
+    source, code = _source(what, set_, variant, seed, allow_imports)
     if code:
         return Answer({"interrupted": what}, "interrupted: nothing is explained", code)
     log = planner_log(source)
@@ -69,7 +70,7 @@ def planner_audit(directory: Path, file: Path, /) -> Answer:
     return Answer({"audit": str(written), "records": len(run.planner.entries)}, str(written))
 
 
-def _source(what: str, set_: tuple[str, ...], variant: str | None, seed: int | None) -> tuple[Run | Path, int]:
+def _source(what: str, set_: tuple[str, ...], variant: str | None, seed: int | None, allow_imports: bool) -> tuple[Run | Path, int]:
     """What the decisions are read from, and the exit code of a signal that came while it flew."""
     path = Path(what)
     if path.is_dir() or path.suffix == ".jsonl":
@@ -77,7 +78,7 @@ def _source(what: str, set_: tuple[str, ...], variant: str | None, seed: int | N
         if not path.exists():
             raise RunCorruptError("there is no such file", where=what)
         return path, 0
-    chosen = load(what, set_, variant)
+    chosen = load(what, set_, variant, allow_imports)
     if chosen.control.planner is None:
         raise ConfigError(f"{chosen.name} has no planner to explain", hint="give it a control.planner, or choose another variant")
     flight = chosen.start(seed=seed, record="decisions")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -108,7 +109,14 @@ def timeline_text(log: PlannerLog, stretches: Sequence[Stretch]) -> str:
     shown = [i for i in range(len(HEAD)) if i not in hidden]
     widths = {i: max(len(HEAD[i]), *(len(row[i]) for row in rows)) for i in shown}
     lines = ["  ".join(cells[i].ljust(widths[i]) for i in shown).rstrip() for cells in (HEAD, *rows)]
-    return "\n".join([head, *lines])
+    return "\n".join([head, *_failing(log), *lines])
+
+
+def _failing(log: PlannerLog) -> list[str]:
+    """A line per plugin whose calls failed, which the pipeline goes on without."""
+    failed = Counter((str(plugin), str(kind)) for tick in log.ticks for plugin, kind in tick.get("failed", ()))
+    return [f"plugin {plugin} failed in {n} of {len(log.ticks)} ticks ({kind}); --tick of one of them says more"
+            for (plugin, kind), n in failed.most_common()]
 
 
 def _moves(stretches: Sequence[Stretch]) -> str:

@@ -64,7 +64,8 @@ def planner_log(what: Run | str | Path) -> PlannerLog:
     if isinstance(what, str | Path):
         return _of_path(Path(what))
     if "notes" not in what.tables.names:
-        raise RunNotRecordedError(f'the planner\'s decisions need record: decisions; this run has "{what.tables.level}"')
+        raise RunNotRecordedError(f'the planner\'s decisions need record: decisions; this run has "{what.tables.level}"',
+                                  hint="run it with --record decisions")
     return _made(what.meta.name, _of_notes(what))
 
 

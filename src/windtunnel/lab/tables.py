@@ -250,7 +250,8 @@ class Tables:
         if found is None:
             source = self._sources.get(name)
             if source is None:
-                raise RunNotRecordedError(f'{name} needs record: {LEVEL_OF[name]}; this run has "{self.level}"')
+                raise RunNotRecordedError(f'{name} needs record: {LEVEL_OF[name]}; this run has "{self.level}"',
+                                          hint=f"run it with record: {LEVEL_OF[name]} (--record {LEVEL_OF[name]})")
             found = self._arrow[name] = source()
         return found
 
