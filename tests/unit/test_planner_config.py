@@ -203,3 +203,9 @@ def test_PL_506_arima_fits_and_follows_a_ramp() -> None:
     ramp.observe(None, 12.0)
     found = ramp.predict(1.5)
     assert found is not None and found.mean > 155.0 and found.model_ready
+
+
+def test_PL_904_a_disabled_plugin_is_a_built_in_one() -> None:
+    with pytest.raises(PlannerConfigError, match=r"planner.plugins.disabled.0: expected one of builtin_load_predict, .*, got 'nope'"):
+        read_planner({"pools": AGG, "plugins": {"disabled": ["nope"]}})
+    assert "builtin_stabilise" in read_planner({"pools": AGG, "plugins": {"disabled": ["builtin_stabilise"]}}).settings().disabled

@@ -15,7 +15,7 @@ from windtunnel.lab.kinds import Spec, planner_refused, spec_of
 from windtunnel.lab.planner_outside import RegistrySpec, outside_of
 from windtunnel.lab.planner_plugins import REFERENCE_PREFIX, PluginsSpec, Positive, Seconds
 from windtunnel.policy.param import BuildContext, PoolFacts
-from windtunnel.policy.planning.builtins import Builtins, build_plugins
+from windtunnel.policy.planning.builtins import BUILTINS, Builtins, build_plugins
 from windtunnel.policy.planning.outside import Outside
 from windtunnel.policy.planning.perf_model import PerfModel
 from windtunnel.policy.planning.plugin import Attached
@@ -130,6 +130,9 @@ class PlannerSpec(Spec):
         return made
 
     def _check_entries(self, made: PlannerSettings) -> None:
+        for i, plugin_id in enumerate(self.plugins.disabled):
+            if plugin_id not in BUILTINS:
+                raise refuse(f"planner.plugins.disabled.{i}", f"expected one of {', '.join(BUILTINS)}, got {plugin_id!r}")
         seen: set[str] = set()
         for kind in ("in_process", "external"):
             for i, entry in enumerate(getattr(self.plugins, kind)):
