@@ -222,6 +222,8 @@ class RequestAdmission:
         """When time alone could make the resource admissible: end of the pause, next ramp step, the breaker's probe; None if it cannot."""
         r = self._resources[resource]
         limit = r.limit
+        if now >= limit.blocked_until and self.breaker is None and r.limit_at is None:
+            return None  # it is full, or open already: only an end changes that
         waits = []
         if now < limit.blocked_until:
             waits.append(limit.blocked_until)

@@ -82,10 +82,11 @@ class BoundedQueue:
                 rejected.append(refusal)
                 continue
             offered = self.inner.offer((item,), now)
-            rejected.extend(offered.rejected)
-            evicted.extend(offered.evicted)
-            for victim in offered.evicted:
-                self._forget(victim.item)
+            if offered.rejected or offered.evicted:
+                rejected.extend(offered.rejected)
+                evicted.extend(offered.evicted)
+                for victim in offered.evicted:
+                    self._forget(victim.item)
             for newcomer in offered.accepted:
                 self._note(newcomer)
                 accepted.append(newcomer)
