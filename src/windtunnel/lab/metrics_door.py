@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from windtunnel.errors import ConfigError
@@ -25,13 +25,10 @@ class _Steady:
         self._inner = inner
 
     def collect(self) -> Iterator[Metric]:
-        for attempt in range(TRIES):
-            try:
+        for _ in range(TRIES - 1):
+            with suppress(RuntimeError):  # something was added in the middle
                 return iter(list(self._inner.collect()))
-            except RuntimeError:  # something was added in the middle
-                if attempt + 1 == TRIES:
-                    raise
-        return iter(())
+        return iter(list(self._inner.collect()))
 
     def describe(self) -> tuple[()]:
         return ()

@@ -12,8 +12,8 @@ from pydantic import Field, TypeAdapter, ValidationError, model_validator
 from windtunnel.errors import PlannerConfigError
 from windtunnel.lab.forecast_models import forecaster
 from windtunnel.lab.kinds import Spec, planner_refused, spec_of
-from windtunnel.lab.planner_outside import RegistrySpec, outside_of
-from windtunnel.lab.planner_plugins import REFERENCE_PREFIX, PluginsSpec, Positive, Seconds
+from windtunnel.lab.planner_outside import Positive, RegistrySpec, outside_of
+from windtunnel.lab.planner_plugins import REFERENCE_PREFIX, PluginsSpec, Seconds
 from windtunnel.policy.param import BuildContext, PoolFacts
 from windtunnel.policy.planning.builtins import BUILTINS, Builtins, build_plugins
 from windtunnel.policy.planning.outside import Outside

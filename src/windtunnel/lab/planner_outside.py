@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from windtunnel.lab.kinds import Spec
 from windtunnel.policy.planning.outside import ExternalPlugin, Outside, RegistrySettings
 from windtunnel.policy.planning.settings_blocks import refuse
 
@@ -14,11 +15,7 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Name = Annotated[str, Field(min_length=1)]
 
 
-class _Block(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class TlsSpec(_Block):
+class TlsSpec(Spec):
     """Paths of PEM files. ca: whom to trust; cert and key: one's own, always both."""
 
     ca: str | None = None
@@ -29,27 +26,27 @@ class TlsSpec(_Block):
         return self.model_dump(exclude_none=True)
 
 
-class StaticSecretSpec(_Block):
+class StaticSecretSpec(Spec):
     """Subject by where its secret is, env:NAME or file:PATH; never the secret itself, which no message may repeat."""
 
     kind: Literal["static_secret"]
     secrets: Annotated[dict[str, Name], Field(min_length=1)]
 
 
-class MtlsSpec(_Block):
+class MtlsSpec(Spec):
     """Names of verified client certificates; empty: any that the CA signed."""
 
     kind: Literal["mtls"]
     subjects: tuple[Name, ...] = ()
 
 
-class UnauthenticatedSpec(_Block):
+class UnauthenticatedSpec(Spec):
     """Anybody on this machine."""
 
     kind: Literal["allow_unauthenticated"]
 
 
-class MultiSpec(_Block):
+class MultiSpec(Spec):
     """The first of several that knows the caller."""
 
     kind: Literal["multi"]
@@ -60,14 +57,14 @@ SourceSpec = Annotated[StaticSecretSpec | MtlsSpec | UnauthenticatedSpec | Multi
 MultiSpec.model_rebuild()
 
 
-class AuthSpec(_Block):
+class AuthSpec(Spec):
     """Who may register."""
 
     sources: tuple[SourceSpec, ...] = ()
     admin_subjects: tuple[str, ...] = ()
 
 
-class RegistrySpec(_Block):
+class RegistrySpec(Spec):
     """The door for plugins that register themselves."""
 
     enabled: bool = False

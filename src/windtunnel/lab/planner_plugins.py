@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer
 
 from windtunnel.lab.kinds import Spec, spec_of
-from windtunnel.lab.planner_outside import TlsSpec
+from windtunnel.lab.planner_outside import Positive, TlsSpec
 from windtunnel.policy.planning.contract import HoldPolicy, Stage
 from windtunnel.policy.planning.plugin import Attached, CallModel, Registration
 from windtunnel.policy.planning.reference import KedaLike, ReferenceHpa, ReferenceKpa
@@ -16,7 +16,6 @@ from windtunnel.policy.planning.settings_blocks import PluginDefaults, refuse
 
 REFERENCE_PREFIX = "reference_"
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 DefaultsSpec = spec_of(PluginDefaults)
 NEEDS = ("observations.traffic", "observations.fpm", "observations.workers")
 
