@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Required, TypedDict
 
 from windtunnel.events import fact
 
@@ -69,3 +70,13 @@ class Attempt:
         self.segments: list[tuple[int, int, float]] | None = None  # (token, D, time) of each start of decoding
         self.lost_at: float | None = None  # time of the last token before a preemption
         self.cancelled = False
+
+
+class Callbacks(TypedDict, total=False):
+    """What an engine calls with an attempt that ends, yields its first token or starts; the engine is consistent then, so they may submit and
+    cancel."""
+
+    on_finish: Required[Callable[[Attempt], None]]
+    on_cancelled: Required[Callable[[Attempt], None]]
+    on_first: Callable[[Attempt], None]
+    on_started: Callable[[Attempt], None]

@@ -7,12 +7,12 @@ step. An arrival that can be admitted cuts the run at the next step boundary.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Unpack
 
 from windtunnel.errors import ConfigValueError, EngineBusyError
 from windtunnel.policy.param import check_number
 from windtunnel.sim.agenda import COMPLETION, STEP_START, Agenda
-from windtunnel.sim.attempt import GONE, INBOUND, MOVING, RUNNING, SWAPPED, WAITING, Attempt, EngineState, Refusal
+from windtunnel.sim.attempt import GONE, INBOUND, MOVING, RUNNING, SWAPPED, WAITING, Attempt, Callbacks, EngineState, Refusal
 from windtunnel.sim.batching.egress import later
 from windtunnel.sim.batching.intake import longest_unseen
 from windtunnel.sim.batching.reports import ForwardPass, Reports
@@ -28,29 +28,27 @@ __all__ = ["Attempt", "EngineConfig", "EngineState", "ForwardPass", "HostCosts",
 class SimEngine(Runs):
     """One replica's engine on an agenda.
 
-    on_finish, on_cancelled, on_first, on_started are called with the attempt, when the engine is consistent; they may submit and cancel.
-    on_prefilled: of a prefill engine, see `HandOver`. on_report: a `ForwardPass` at most each `fpm_interval_s`. rng: a NumPy generator,
-    for noise and sampled speculation. step_every: an event per step (for tests); check: assert conservation after every run; pieces: keep
-    what token times are made from.
+    told: its `Callbacks`. on_prefilled: of a prefill engine, see `HandOver`. on_report: a `ForwardPass` at most each `fpm_interval_s`.
+    rng: a NumPy generator, for noise and sampled speculation. step_every: an event per step (for tests); check: assert conservation after
+    every run; pieces: keep what token times are made from.
     """
 
     __slots__ = ("prompt_tokens",)
 
-    def __init__(self, name: str, config: EngineConfig, model: StepModel, agenda: Agenda, *, on_finish: Callable[[Attempt], None],
-                 on_cancelled: Callable[[Attempt], None], on_first: Callable[[Attempt], None] | None = None,
-                 on_started: Callable[[Attempt], None] | None = None, on_prefilled: Callable[[Attempt], None] | None = None,
-                 on_report: Callable[[ForwardPass], None] | None = None, fpm_interval_s: float = 0.1, rng: Any = None,
-                 step_every: bool = False, check: bool = False, pieces: bool = False) -> None:
+    def __init__(self, name: str, config: EngineConfig, model: StepModel, agenda: Agenda, *,
+                 on_prefilled: Callable[[Attempt], None] | None = None, on_report: Callable[[ForwardPass], None] | None = None,
+                 fpm_interval_s: float = 0.1, rng: Any = None, step_every: bool = False, check: bool = False, pieces: bool = False,
+                 **told: Unpack[Callbacks]) -> None:
         if rng is None and config.draws:
             raise ConfigValueError("rng", "noise and sampled speculation need a generator")
         egress_s = config.host.egress_s
         if egress_s:
-            on_finish = later(agenda, egress_s, on_finish, times=True)
-            on_first = None if on_first is None else later(agenda, egress_s, on_first, times=False)
+            told["on_finish"] = later(agenda, egress_s, told["on_finish"], times=True)
+            if (on_first := told.get("on_first")) is not None:
+                told["on_first"] = later(agenda, egress_s, on_first, times=False)
         super().__init__(
-            name, config, model, agenda, on_finish=on_finish, on_first=on_first, on_cancelled=on_cancelled, on_started=on_started,
-            on_prefilled=on_prefilled, rng=rng, reports=None if on_report is None else Reports(on_report, fpm_interval_s),
-            step_every=step_every, check=check, pieces=pieces)
+            name, config, model, agenda, on_prefilled=on_prefilled, rng=rng,
+            reports=None if on_report is None else Reports(on_report, fpm_interval_s), step_every=step_every, check=check, pieces=pieces, **told)
         self.prompt_tokens = 0
         if self._reports is not None:
             self._reports.idle(self)

@@ -6,7 +6,6 @@ out, so it is the yardstick of everything in front of it, and a model of a serve
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -83,16 +82,15 @@ class Job(Attempt):
 class Station:
     """What all disciplines share: who is here, counters, refusals. A discipline says how one comes, goes and is interrupted.
 
-    Callbacks as of `SimEngine`. An answer comes whole: its first token is its end. busy_s: seconds with anybody here; served_s: server-seconds
-    of finished requests; served with speed 1.
+    told: `Callbacks`; what else a step loop is told means nothing here. An answer comes whole: its first token is its end. busy_s: seconds
+    with anybody here; served_s: server-seconds of finished requests; served with speed 1.
     """
 
-    def __init__(self, name: str, config: ServiceConfig, agenda: Agenda, *, on_finish: Callable[[Attempt], None],
-                 on_cancelled: Callable[[Attempt], None], on_first: Callable[[Attempt], None] | None = None,
-                 on_started: Callable[[Attempt], None] | None = None, rng: np.random.Generator | None = None, check: bool = False,
-                 **_: Any) -> None:
+    def __init__(self, name: str, config: ServiceConfig, agenda: Agenda, *, rng: np.random.Generator | None = None,
+                 check: bool = False, **told: Any) -> None:
         self.name, self.config, self.agenda, self.rng = name, config, agenda, rng
-        self._on_finish, self._on_cancelled, self._on_first, self._on_started = on_finish, on_cancelled, on_first, on_started
+        self._on_finish, self._on_cancelled = told["on_finish"], told["on_cancelled"]
+        self._on_first, self._on_started = told.get("on_first"), told.get("on_started")
         self._check = check
         self._here: dict[tuple[str, int], Job] = {}
         self._order = 0

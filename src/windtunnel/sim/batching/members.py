@@ -32,7 +32,7 @@ class Members:
     )
 
     def __init__(self, name: str, config: EngineConfig, agenda: Agenda, on_cancelled: Callable[[Attempt], None],
-                 on_started: Callable[[Attempt], None] | None, pieces: bool = False) -> None:
+                 on_started: Callable[[Attempt], None] | None = None, pieces: bool = False) -> None:
         self.name, self.config, self.agenda = name, config, agenda
         self._on_cancelled, self._on_started = on_cancelled, on_started
         spec = config.spec_decode

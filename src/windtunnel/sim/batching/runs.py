@@ -34,7 +34,7 @@ class Runs(Timing):
     )
 
     def __init__(self, name: str, config: EngineConfig, model: StepModel, agenda: Agenda, *, on_finish: Callable[[Attempt], None],
-                 on_first: Callable[[Attempt], None] | None, step_every: bool, check: bool, **options: Any) -> None:
+                 on_first: Callable[[Attempt], None] | None = None, step_every: bool, check: bool, **options: Any) -> None:
         super().__init__(name, config, agenda, model=model, **options)
         self._on_finish, self._on_first = on_finish, on_first
         self._step_every, self._check = step_every or self._sampled, check
