@@ -10,6 +10,7 @@ from typing import Any
 from windtunnel.errors import PlanContractError
 
 INT32_MIN, INT32_MAX = -(2**31), 2**31 - 1
+STRICT: dict[str, Any] = {"extra": "forbid", "allow_inf_nan": False}  # read by pydantic's TypeAdapter at the edge
 COMPONENT = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 
 

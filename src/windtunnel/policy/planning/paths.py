@@ -10,7 +10,6 @@ from dataclasses import fields, is_dataclass
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from windtunnel.policy.planning import contract
 from windtunnel.policy.planning.checks import COMPONENT
 from windtunnel.policy.planning.contract import FpmData, PipelineContext, WorkerState
 
@@ -49,7 +48,7 @@ def _one(kind: Any) -> Any:
 
 
 def _hint(kind: Any, name: str) -> Any:
-    return _one(get_type_hints(kind, vars(contract))[name])
+    return _one(get_type_hints(kind)[name])
 
 
 def there(root: Any, path: Path) -> bool:
