@@ -18,7 +18,7 @@ from windtunnel.lab.recorder import wants_of
 from windtunnel.lab.worlds import Simulated
 from windtunnel.sim.engine import EngineConfig
 from windtunnel.sim.faults import Fault
-from windtunnel.sim.fleet import FleetConfig, Pool
+from windtunnel.sim.fleet_config import FleetConfig, Pool
 from windtunnel.sim.stepmodels.affine import Affine
 from windtunnel.sim.transfer import KvLink
 

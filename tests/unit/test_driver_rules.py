@@ -25,7 +25,7 @@ from windtunnel.policy.control import Control
 from windtunnel.sim.agenda import Agenda, Call
 from windtunnel.sim.driver import Progress, SimDriver
 from windtunnel.sim.engine import EngineConfig
-from windtunnel.sim.fleet import FleetConfig, Pool
+from windtunnel.sim.fleet_config import FleetConfig, Pool
 from windtunnel.sim.followers import EVERY_TOKENS
 from windtunnel.sim.stepmodels.affine import Affine
 

@@ -20,7 +20,7 @@ from windtunnel.lab.metrics import Requests
 from windtunnel.lab.worlds import Simulated
 from windtunnel.sim.engine import EngineConfig
 from windtunnel.sim.faults import Fault
-from windtunnel.sim.fleet import FleetConfig, Pool
+from windtunnel.sim.fleet_config import FleetConfig, Pool
 from windtunnel.sim.specdecode import SpecDecode
 from windtunnel.sim.stepmodels.affine import Affine
 from windtunnel.sim.tokens import itl_percentiles

@@ -11,7 +11,9 @@ from windtunnel.errors import ConfigError, ConfigInfeasibleError, ConfigValueErr
 from windtunnel.events import Event, ReplicaBooting, ReplicaGone, ReplicaReady, ScaleAnswered
 from windtunnel.lab.scenario import Scenario
 from windtunnel.sim.agenda import Agenda
-from windtunnel.sim.fleet import READY, FleetConfig, Pool, SimFleet, Startup
+from windtunnel.sim.fleet import SimFleet
+from windtunnel.sim.fleet_config import FleetConfig, Pool
+from windtunnel.sim.lifecycle import READY, Startup
 from windtunnel.sim.service import ServiceConfig
 from windtunnel.sim.stepmodels.affine import Affine
 from windtunnel.sources.dist import Uniform

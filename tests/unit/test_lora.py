@@ -14,7 +14,7 @@ from windtunnel.lab.history import violations
 from windtunnel.sim.agenda import ARRIVAL, Agenda
 from windtunnel.sim.engine import Attempt, EngineConfig
 from windtunnel.sim.engine_config import Lora
-from windtunnel.sim.fleet import Pool
+from windtunnel.sim.fleet_config import Pool
 from windtunnel.sim.lora import LoraEngine
 from windtunnel.sim.stepmodels.affine import Affine
 from windtunnel.sim.transfer import KvLink

@@ -27,7 +27,8 @@ from windtunnel.lab.fleet_spec import (
 from windtunnel.sim.capacity import kv_blocks, refuse_infeasible
 from windtunnel.sim.catalog import BYTES, SHIPPED, Architecture, Catalog, Gpu
 from windtunnel.sim.engine import EngineConfig, HostCosts
-from windtunnel.sim.fleet import Pool, Startup
+from windtunnel.sim.fleet_config import Pool
+from windtunnel.sim.lifecycle import Startup
 from windtunnel.sim.pipelined import Piped
 from windtunnel.sim.scrape import ScrapeModel
 from windtunnel.sim.service import ServiceConfig

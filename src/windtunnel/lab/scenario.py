@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from windtunnel.policy.control import Control
     from windtunnel.policy.param import PoolFacts
     from windtunnel.sim.driver import Progress
-    from windtunnel.sim.fleet import FleetConfig
+    from windtunnel.sim.fleet_config import FleetConfig
     from windtunnel.sources.source import Source
 
 FaultSpec = spec_of(Fault)

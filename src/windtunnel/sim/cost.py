@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from windtunnel.policy.param import check_number
 
 if TYPE_CHECKING:
-    from windtunnel.sim.fleet import SimReplica
+    from windtunnel.sim.lifecycle import SimReplica
 
 # Assumptions, not measurements: with an idle power of 0.15 TDP they give 0.96 and 0.62 of TDP, near Splitwise's A100 rows (0.94 and 0.56 to 0.62).
 PREFILL_ACTIVITY, DECODE_ACTIVITY = 0.95, 0.55

@@ -11,7 +11,8 @@ from windtunnel.events import Event, Failed
 from windtunnel.sim.agenda import ARRIVAL, Agenda
 from windtunnel.sim.engine import Attempt
 from windtunnel.sim.faults import Faults
-from windtunnel.sim.fleet import READY, SimFleet
+from windtunnel.sim.fleet import SimFleet
+from windtunnel.sim.lifecycle import READY
 from windtunnel.sim.pd import Handoffs, pairs_of
 from windtunnel.sim.service import Job
 

@@ -23,7 +23,8 @@ from windtunnel.sim.decodes import Decodes
 from windtunnel.sim.dispatching import Dispatching
 from windtunnel.sim.engine_news import EngineNews
 from windtunnel.sim.faults import Fault, Faults
-from windtunnel.sim.fleet import FleetConfig, Pool, SimFleet
+from windtunnel.sim.fleet import SimFleet
+from windtunnel.sim.fleet_config import FleetConfig, Pool
 from windtunnel.sim.progress_reports import ProgressReports
 from windtunnel.sim.sampling import Sampler
 from windtunnel.sim.scrape import Scraper

@@ -11,7 +11,9 @@ from windtunnel.sim.agenda import Agenda
 from windtunnel.sim.dispatching import Dispatching
 from windtunnel.sim.engine import Attempt
 from windtunnel.sim.faults import Faults
-from windtunnel.sim.fleet import DRAINING, Pool, SimFleet
+from windtunnel.sim.fleet import SimFleet
+from windtunnel.sim.fleet_config import Pool
+from windtunnel.sim.lifecycle import DRAINING
 from windtunnel.sim.progress_reports import ProgressReports
 from windtunnel.sim.step_reports import REPORT_S, teller
 

@@ -15,7 +15,8 @@ from windtunnel.errors import ConfigValueError
 from windtunnel.policy.param import Param, check_number
 from windtunnel.sim.agenda import COMPLETION, STEP_START, Agenda
 from windtunnel.sim.engine import EngineConfig, SimEngine
-from windtunnel.sim.fleet import DRAINING, READY, SimFleet, SimReplica
+from windtunnel.sim.fleet import SimFleet
+from windtunnel.sim.lifecycle import DRAINING, READY, SimReplica
 from windtunnel.sim.pipelined import PipelineEngine
 from windtunnel.sources.seeding import generator
 from windtunnel.sources.surge import Surge

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from windtunnel.sim.agenda import ARRIVAL, Agenda
 from windtunnel.sim.engine import SimEngine
-from windtunnel.sim.fleet import SimReplica
+from windtunnel.sim.lifecycle import SimReplica
 
 EVERY_TOKENS = 32  # of one request, between two reports of its replica
 LOOK = ARRIVAL + 2  # after the steps that start at that time

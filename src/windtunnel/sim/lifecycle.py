@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from windtunnel.sources.dist import Dist
 from windtunnel.sources.seeding import generator
 
 if TYPE_CHECKING:
-    from windtunnel.sim.fleet import Pool
+    from windtunnel.sim.fleet_config import Pool
 
 REQUESTED, PROVISIONING, BOOTING, READY, DRAINING, GONE = "requested", "provisioning", "booting", "ready", "draining", "gone"
 STAGES = ("node_s", "image_s", "weights_s", "compile_s")
@@ -73,6 +74,14 @@ class SimReplica:
     def on_node(self) -> bool:
         """Does it hold GPUs?"""
         return self.state not in (REQUESTED, GONE)
+
+
+def scale_down_order(replicas: Iterable[SimReplica]) -> list[SimReplica]:
+    """Who goes first on a scale-down: the newest that is not ready yet, then the least busy, ties newest."""
+    def key(replica: SimReplica) -> tuple[int, int, int]:
+        return (0, 0, -replica.ordinal) if replica.pending else (1, replica.engine.load, -replica.ordinal)
+
+    return sorted(replicas, key=key)
 
 
 class Nodes:

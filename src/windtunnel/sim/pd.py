@@ -12,7 +12,9 @@ from windtunnel.errors import ConfigInfeasibleError, PolicyError
 from windtunnel.events import Event, Failed, HandedOver
 from windtunnel.sim.agenda import ARRIVAL, COMPLETION, Agenda
 from windtunnel.sim.engine import Attempt, SimEngine
-from windtunnel.sim.fleet import READY, FleetConfig, Pool, SimFleet, SimReplica
+from windtunnel.sim.fleet import SimFleet
+from windtunnel.sim.fleet_config import FleetConfig, Pool
+from windtunnel.sim.lifecycle import READY, SimReplica
 from windtunnel.sim.transfer import KvMover, Links
 
 PREFILL, MOVING, DECODE = range(3)

@@ -7,8 +7,9 @@ from typing import Any
 
 from windtunnel.events import Event, Progressed
 from windtunnel.sim.agenda import ARRIVAL, Agenda
-from windtunnel.sim.fleet import DRAINING, READY, SimFleet
+from windtunnel.sim.fleet import SimFleet
 from windtunnel.sim.followers import Followers
+from windtunnel.sim.lifecycle import DRAINING, READY
 
 PROGRESS_S = 0.25  # run s between two reports of a replica whose batch does not change
 

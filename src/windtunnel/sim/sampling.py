@@ -7,7 +7,8 @@ from typing import Any
 
 from windtunnel.policy.control import Control
 from windtunnel.sim.agenda import ARRIVAL, Agenda
-from windtunnel.sim.fleet import BOOTING, PROVISIONING, READY, SimFleet
+from windtunnel.sim.fleet import SimFleet
+from windtunnel.sim.lifecycle import BOOTING, PROVISIONING, READY
 
 SAMPLE = ARRIVAL + 2  # after everything else of that time
 STRANDED_S = 600.0  # run seconds without any progress after which what waits can never be served

@@ -17,7 +17,8 @@ from windtunnel.sources.seeding import generator
 
 if TYPE_CHECKING:
     from windtunnel.sim.faults import Faults
-    from windtunnel.sim.fleet import SimFleet, SimReplica
+    from windtunnel.sim.fleet import SimFleet
+    from windtunnel.sim.lifecycle import SimReplica
 
 FIELDS = ("running", "waiting", "kv_used_fraction", "preemptions", "input_tokens_total", "output_tokens_total", "cached_tokens_total",
           "num_blocks", "sleeping")

@@ -9,7 +9,7 @@ from windtunnel.policy.planning.contract import ForwardPass, StepLoad
 from windtunnel.sim.agenda import ARRIVAL, Agenda
 from windtunnel.sim.batching.reports import ForwardPass as EngineReport
 from windtunnel.sim.faults import Faults
-from windtunnel.sim.fleet import READY, SimReplica
+from windtunnel.sim.lifecycle import READY, SimReplica
 
 REPORT_S = 1.0  # run s between two reports of a busy engine
 

@@ -30,7 +30,7 @@ from windtunnel.policy.routing.fleet import Fleet
 from windtunnel.policy.routing.least import LeastOutstanding
 from windtunnel.sim.driver import SimDriver
 from windtunnel.sim.engine import EngineConfig
-from windtunnel.sim.fleet import FleetConfig, Pool
+from windtunnel.sim.fleet_config import FleetConfig, Pool
 from windtunnel.sim.stepmodels.model import Batch, Provenance
 from windtunnel.sources.source import Loop
 

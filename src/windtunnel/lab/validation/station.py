@@ -23,7 +23,7 @@ from windtunnel.policy.routing.least import LeastOutstanding
 from windtunnel.policy.routing.router import Router
 from windtunnel.sim.driver import SimDriver
 from windtunnel.sim.engine import EngineConfig
-from windtunnel.sim.fleet import FleetConfig, Pool
+from windtunnel.sim.fleet_config import FleetConfig, Pool
 from windtunnel.sim.service import ServiceConfig
 from windtunnel.sim.stepmodels.affine import Affine
 from windtunnel.sim.stepmodels.model import StepModel
