@@ -11,6 +11,9 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from windtunnel import compiled
+
+compiled.install()
 __version__ = "0.1.0"
 
 _HOMES = {

@@ -62,7 +62,10 @@ def version() -> str:
         number = installed("windtunnel")
     except PackageNotFoundError:
         number = "unknown"
-    return f"windtunnel {number}, code {code_digest()[:8]}"
+    from windtunnel import compiled
+
+    form = "compiled" if compiled.in_use() else "plain Python"
+    return f"windtunnel {number}, code {code_digest()[:8]}, {form}"
 
 
 def code_digest() -> str:

@@ -15,7 +15,7 @@ from windtunnel.sim.agenda import ARRIVAL, Agenda
 from windtunnel.sim.engine import Attempt, EngineConfig
 from windtunnel.sim.engine_config import Lora
 from windtunnel.sim.fleet_config import Pool
-from windtunnel.sim.lora import LoraEngine
+from windtunnel.sim.lora import lora_engine
 from windtunnel.sim.stepmodels.affine import Affine
 from windtunnel.sim.transfer import KvLink
 
@@ -27,7 +27,7 @@ class Rig:
 
     def __init__(self, lora: Lora, **engine: Any) -> None:
         self.agenda, self.done, self.cancelled, self.refused = Agenda(), dict[str, Attempt](), list[str](), list[Any]()
-        self.engine = LoraEngine("e", EngineConfig(lora=lora, **engine), FLAT, self.agenda, check=True,
+        self.engine = lora_engine("e", EngineConfig(lora=lora, **engine), FLAT, self.agenda, check=True,
                                  adapter_of=lambda id: None if id.startswith("base") else id.partition("-")[0],
                                  on_finish=lambda a: self.done.__setitem__(a.id, a), on_cancelled=lambda a: self.cancelled.append(a.id))
 

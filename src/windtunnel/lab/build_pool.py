@@ -29,7 +29,7 @@ from windtunnel.sim.catalog import BYTES, SHIPPED, Architecture, Catalog, Gpu
 from windtunnel.sim.engine import EngineConfig, HostCosts
 from windtunnel.sim.fleet_config import Pool
 from windtunnel.sim.lifecycle import Startup
-from windtunnel.sim.pipelined import Piped
+from windtunnel.sim.pipeline_group import Piped
 from windtunnel.sim.scrape import ScrapeModel
 from windtunnel.sim.service import ServiceConfig
 from windtunnel.sim.stepmodels.model import Batch, StepModel

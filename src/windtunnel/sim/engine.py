@@ -7,13 +7,14 @@ step. An arrival that can be admitted cuts the run at the next step boundary.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, Unpack
+from typing import Any
 
 from windtunnel.errors import ConfigValueError, EngineBusyError
 from windtunnel.policy.param import check_number
 from windtunnel.sim.agenda import COMPLETION, STEP_START, Agenda
 from windtunnel.sim.attempt import GONE, INBOUND, MOVING, RUNNING, SWAPPED, WAITING, Attempt, Callbacks, EngineState, Refusal
 from windtunnel.sim.batching.egress import later
+from windtunnel.sim.batching.fittings import Fittings
 from windtunnel.sim.batching.intake import longest_unseen
 from windtunnel.sim.batching.reports import ForwardPass, Reports
 from windtunnel.sim.batching.runs import NEVER, Runs
@@ -28,7 +29,7 @@ __all__ = ["Attempt", "EngineConfig", "EngineState", "ForwardPass", "HostCosts",
 class SimEngine(Runs):
     """One replica's engine on an agenda.
 
-    told: its `Callbacks`. on_prefilled: of a prefill engine, see `HandOver`. on_report: a `ForwardPass` at most each `fpm_interval_s`.
+    told: its `Callbacks`. on_prefilled: of a prefill engine, see `HandOver`. on_report: a `ForwardPass` at most each `fpm_interval_s` (0.1).
     rng: a NumPy generator, for noise and sampled speculation. step_every: an event per step (for tests); check: assert conservation after
     every run; pieces: keep what token times are made from.
     """
@@ -37,18 +38,18 @@ class SimEngine(Runs):
 
     def __init__(self, name: str, config: EngineConfig, model: StepModel, agenda: Agenda, *,
                  on_prefilled: Callable[[Attempt], None] | None = None, on_report: Callable[[ForwardPass], None] | None = None,
-                 fpm_interval_s: float = 0.1, rng: Any = None, step_every: bool = False, check: bool = False, pieces: bool = False,
-                 **told: Unpack[Callbacks]) -> None:
+                 fpm_interval_s: float | None = None, rng: Any = None, step_every: bool = False, check: bool = False, pieces: bool = False,
+                 **told: Any) -> None:
         if rng is None and config.draws:
             raise ConfigValueError("rng", "noise and sampled speculation need a generator")
+        callbacks: Callbacks = {"on_finish": told.pop("on_finish"), "on_cancelled": told.pop("on_cancelled"), **told}  # type: ignore[typeddict-item]
         egress_s = config.host.egress_s
         if egress_s:
-            told["on_finish"] = later(agenda, egress_s, told["on_finish"], times=True)
-            if (on_first := told.get("on_first")) is not None:
-                told["on_first"] = later(agenda, egress_s, on_first, times=False)
-        super().__init__(
-            name, config, model, agenda, on_prefilled=on_prefilled, rng=rng,
-            reports=None if on_report is None else Reports(on_report, fpm_interval_s), step_every=step_every, check=check, pieces=pieces, **told)
+            callbacks["on_finish"] = later(agenda, egress_s, callbacks["on_finish"], times=True)
+            if (on_first := callbacks.get("on_first")) is not None:
+                callbacks["on_first"] = later(agenda, egress_s, on_first, times=False)
+        reports = None if on_report is None else Reports(on_report, 0.1 if fpm_interval_s is None else fpm_interval_s)
+        super().__init__(name, config, model, agenda, callbacks, Fittings(on_prefilled, rng, reports, step_every, check, pieces))
         self.prompt_tokens = 0
         if self._reports is not None:
             self._reports.idle(self)

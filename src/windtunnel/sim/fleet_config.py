@@ -12,7 +12,7 @@ from windtunnel.sim.agenda import Agenda
 from windtunnel.sim.engine import SimEngine
 from windtunnel.sim.engine_config import EngineConfig
 from windtunnel.sim.lifecycle import Startup
-from windtunnel.sim.lora import LoraEngine
+from windtunnel.sim.lora import lora_engine
 from windtunnel.sim.pipelined import PipelineEngine
 from windtunnel.sim.scrape import ScrapeModel
 from windtunnel.sim.service import ServiceConfig, Station, service_engine
@@ -91,7 +91,7 @@ def engine_of(pool: Pool, name: str, agenda: Agenda, options: dict[str, Any]) ->
             options.pop(engine_only, None)
         return service_engine(name, pool.engine, agenda, **options)
     if pool.engine.lora is not None:
-        return LoraEngine(name, pool.engine, pool.step_model, agenda, **options)
+        return lora_engine(name, pool.engine, pool.step_model, agenda, **options)
     if pool.pp > 1:
         return PipelineEngine(name, pool.engine, pool.step_model, agenda, pool.pp, **options)
     return SimEngine(name, pool.engine, pool.step_model, agenda, **options)

@@ -25,8 +25,15 @@ class _Slot:
         self.ready_s, self.users = ready_s, 0
 
 
+def lora_engine(*args: Any, adapter_of: Callable[[str], str | None], **options: Any) -> LoraEngine:
+    """A `SimEngine` with adapters. adapter_of(request id): the name of a request's adapter, None for the base model."""
+    engine = LoraEngine(*args, **options)
+    engine.adapt(adapter_of)
+    return engine
+
+
 class LoraEngine(SimEngine):
-    """An engine with adapters. adapter_of(request id): the name of a request's adapter, None for the base model.
+    """An engine with adapters, made by `lora_engine`.
 
     A request whose adapter is resident goes straight in; a miss loads it for `load_s`, in place of the one that was used longest ago and that
     nobody here holds; without such a one it waits, and others may pass. Prefixes are shared within an adapter only. adapter_hits: requests
@@ -35,22 +42,22 @@ class LoraEngine(SimEngine):
 
     __slots__ = ("_adapter_of", "_held", "_line", "_resident", "adapter_hits", "adapter_loads")
 
-    def __init__(self, *args: Any, adapter_of: Callable[[str], str | None], on_finish: Callable[[Attempt], None],
-                 on_cancelled: Callable[[Attempt], None], **options: Any) -> None:
-        def leaving(tell: Callable[[Attempt], None]) -> Callable[[Attempt], None]:
-            def left(a: Attempt) -> None:
-                self._leave_adapter(a)
-                tell(a)
-
-            return left
-
-        super().__init__(*args, on_finish=leaving(on_finish), on_cancelled=leaving(on_cancelled), **options)
+    def adapt(self, adapter_of: Callable[[str], str | None]) -> None:
+        """Before the first request: whose adapter is which. Not in the constructor, whose options pass through to the engine's."""
         self._adapter_of = adapter_of
+        self._on_finish, self._on_cancelled = self._leaving(self._on_finish), self._leaving(self._on_cancelled)
         self._resident: OrderedDict[str, _Slot] = OrderedDict()  # used longest ago first
         self._held: dict[tuple[str, int], str] = {}
         self._line: list[tuple[Attempt, str]] = []
         self.adapter_hits = self.adapter_loads = 0
         self._plain = False
+
+    def _leaving(self, tell: Callable[[Attempt], None]) -> Callable[[Attempt], None]:
+        def left(a: Attempt) -> None:
+            self._leave_adapter(a)
+            tell(a)
+
+        return left
 
     def submit(self, a: Attempt) -> Refusal | None:
         adapter = self._adapter_of(a.id)

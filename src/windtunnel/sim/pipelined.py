@@ -8,78 +8,16 @@ vLLM 0.6.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from windtunnel.policy.param import check_number
-from windtunnel.sim.agenda import STEP_START, Agenda
+from windtunnel.sim.agenda import Agenda
 from windtunnel.sim.attempt import Attempt, EngineState, Refusal
-from windtunnel.sim.batching.runs import NEVER
 from windtunnel.sim.engine import SimEngine
 from windtunnel.sim.engine_config import EngineConfig
-from windtunnel.sim.stepmodels.model import Batch, Provenance, StepModel
-
-
-@dataclass(frozen=True, slots=True)
-class Piped:
-    """A step model on `pp` stages: its own seconds, plus pp - 1 hops of the activations of all tokens: bytes_per_token / link_bw (bytes/s)
-    + latency_s each."""
-
-    inner: StepModel
-    pp: int
-    bytes_per_token: float
-    link_bw: float
-    latency_s: float = 5e-6
-
-    def __post_init__(self) -> None:
-        check_number("pp", self.pp, lo=1, whole=True)
-        check_number("link_bw", self.link_bw, above=0.0)
-        for name in ("bytes_per_token", "latency_s"):
-            check_number(name, getattr(self, name), lo=0.0)
-
-    @property
-    def provenance(self) -> Provenance:
-        return self.inner.provenance
-
-    def hops_s(self, b: Batch) -> float:
-        return (self.pp - 1) * (b.tokens * self.bytes_per_token / self.link_bw + self.latency_s)
-
-    def seconds(self, b: Batch) -> float:
-        return self.inner.seconds(b) + self.hops_s(b)
-
-    def run(self, b: Batch, k: int) -> tuple[float, float, int]:
-        A, B, lasts = self.inner.run(b, k)
-        return A + self.hops_s(b), B, lasts
-
-
-class _Stage:
-    """The first stage: one step at a time. free_s: run s."""
-
-    __slots__ = ("free_s",)
-
-    def __init__(self) -> None:
-        self.free_s = 0.0
-
-
-class _Group(SimEngine):
-    """The requests that go through the stages together."""
-
-    __slots__ = ("_first_stage", "_pp")
-
-    def __init__(self, stage: _Stage, pp: int, *args: Any, **options: Any) -> None:
-        self._first_stage, self._pp = stage, pp
-        super().__init__(*args, **{**options, "step_every": True})
-
-    def _start(self, _: object = None) -> None:
-        stage, now = self._first_stage, self.agenda._now
-        if self._start_pending and self._here and now < stage.free_s:
-            self.agenda.at(stage.free_s, STEP_START, self._start)
-            return
-        idle = self._due == NEVER
-        super()._start()
-        if idle and self._due != NEVER:
-            hops_s = self.model.hops_s(self._batch) if isinstance(self.model, Piped) else 0.0
-            stage.free_s = now + (self._A - hops_s) / self._pp
+from windtunnel.sim.pipeline_group import Group, Stage
+from windtunnel.sim.stepmodels.model import StepModel
 
 
 def _total(name: str) -> Any:
@@ -96,9 +34,9 @@ class PipelineEngine:
                  on_cancelled: Callable[[Attempt], None], **options: Any) -> None:
         check_number("pp", pp, lo=2, whole=True)
         self.name, self.config, self.agenda = name, config, agenda
-        self._where: dict[tuple[str, int], _Group] = {}
+        self._where: dict[tuple[str, int], Group] = {}
         part = replace(config, max_num_seqs=-(-config.max_num_seqs // pp), num_blocks=config.num_blocks and config.num_blocks // pp)
-        stage = _Stage()
+        stage = Stage()
 
         def leaving(tell: Callable[[Attempt], None]) -> Callable[[Attempt], None]:
             def left(a: Attempt) -> None:
@@ -107,8 +45,8 @@ class PipelineEngine:
 
             return left
 
-        options |= {"on_finish": leaving(on_finish), "on_cancelled": leaving(on_cancelled)}
-        self.groups = [_Group(stage, pp, f"{name}/{i}", part, model, agenda, **options) for i in range(pp)]
+        options |= {"on_finish": leaving(on_finish), "on_cancelled": leaving(on_cancelled), "step_every": True}
+        self.groups = [Group(f"{name}/{i}", part, model, agenda, **options).follow(stage, pp) for i in range(pp)]
         self.cache = None
 
     load, running, waiting, steps, events = (_total(n) for n in ("load", "running", "waiting", "steps", "events"))

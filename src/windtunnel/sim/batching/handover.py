@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Any
 
-from windtunnel.sim.attempt import GONE, MOVING, RUNNING, SWAPPED, WAITING, Attempt, Refusal
+from windtunnel.sim.agenda import Agenda
+from windtunnel.sim.attempt import GONE, MOVING, RUNNING, SWAPPED, WAITING, Attempt, Callbacks, Refusal
+from windtunnel.sim.batching.fittings import Fittings
 from windtunnel.sim.batching.progress import Progress
+from windtunnel.sim.engine_config import EngineConfig
+from windtunnel.sim.stepmodels.model import StepModel
 
 
 class HandOver(Progress):
@@ -15,9 +18,9 @@ class HandOver(Progress):
 
     __slots__ = ("_kv_wait", "_on_prefilled", "_paused", "_prefilled")
 
-    def __init__(self, *args: Any, on_prefilled: Callable[[Attempt], None] | None = None, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self._on_prefilled = on_prefilled
+    def __init__(self, name: str, config: EngineConfig, model: StepModel, agenda: Agenda, told: Callbacks, fittings: Fittings) -> None:
+        super().__init__(name, config, model, agenda, told, fittings)
+        self._on_prefilled = fittings.on_prefilled
         self._kv_wait: deque[tuple[Attempt, float, Callable[[Attempt], None]]] = deque()
         self._paused = False
         self._prefilled: list[Attempt] = []

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from windtunnel.errors import ConfigValueError
-from windtunnel.sim.agenda import ARRIVAL
-from windtunnel.sim.attempt import INBOUND, WAITING, Attempt, Refusal
+from windtunnel.sim.agenda import ARRIVAL, Agenda
+from windtunnel.sim.attempt import INBOUND, WAITING, Attempt, Callbacks, Refusal
+from windtunnel.sim.batching.fittings import Fittings
 from windtunnel.sim.batching.members import NO_LIMIT, Members
 from windtunnel.sim.engine_config import EngineConfig
+from windtunnel.sim.stepmodels.model import StepModel
 
 
 class Intake(Members):
@@ -16,8 +16,8 @@ class Intake(Members):
 
     __slots__ = ("_inbound", "_inbound_s", "_inbound_token_s", "_longest", "asleep", "prefix_unusable")
 
-    def __init__(self, name: str, config: EngineConfig, *args: Any, **options: Any) -> None:
-        super().__init__(name, config, *args, **options)
+    def __init__(self, name: str, config: EngineConfig, model: StepModel, agenda: Agenda, told: Callbacks, fittings: Fittings) -> None:
+        super().__init__(name, config, model, agenda, told, fittings)
         host = config.host
         self._inbound_s, self._inbound_token_s = host.connect_s + host.ingress_s, host.ingress_per_token_s
         self._inbound = 0  # requests on their way in

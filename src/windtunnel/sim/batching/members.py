@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
 
 from windtunnel.sim.agenda import Agenda
-from windtunnel.sim.attempt import RUNNING, SWAPPED, WAITING, Attempt
+from windtunnel.sim.attempt import RUNNING, SWAPPED, WAITING, Attempt, Callbacks
+from windtunnel.sim.batching.fittings import Fittings
 from windtunnel.sim.batching.priority_line import PriorityLine
 from windtunnel.sim.engine_config import EngineConfig
 from windtunnel.sim.kv import Blocks
 from windtunnel.sim.prefix import PrefixCache
 from windtunnel.sim.specdecode import LookaheadBlocks, StretchedBlocks, steps_for, tokens_after
+from windtunnel.sim.stepmodels.model import StepModel
 from windtunnel.sim.tokens import Pieces
 
 NO_LIMIT = 1 << 62
@@ -25,21 +26,22 @@ class Members:
     """
 
     __slots__ = (
-        "D", "_alone", "_cancels", "_chunks", "_g", "_ghost_base", "_ghosts", "_hash_tokens", "_here", "_limit", "_max_seqs", "_on_cancelled",
-        "_on_started", "_orders", "_padded", "_per_entry", "_queue", "_reserve", "_reserve_full", "_returned", "_running", "_started", "_waiting",
-        "_waiting_tokens", "agenda", "budget", "cache", "cached_tokens", "config", "kv", "name", "partial", "pieces", "preemptions",
-        "prefix_hit_blocks", "prefix_query_blocks", "prefix_query_tokens", "width",
+        "D", "_alone", "_cancels", "_chunks", "_g", "_ghost_base", "_ghosts", "_hash_tokens", "_here", "_limit", "_max_seqs",
+        "_on_cancelled", "_on_finish", "_on_first", "_on_started", "_orders", "_padded", "_per_entry", "_queue", "_reserve",
+        "_reserve_full", "_returned", "_running", "_started", "_waiting", "_waiting_tokens", "agenda", "budget", "cache", "cached_tokens",
+        "config", "kv", "model", "name", "partial", "pieces", "preemptions", "prefix_hit_blocks", "prefix_query_blocks",
+        "prefix_query_tokens", "width",
     )
 
-    def __init__(self, name: str, config: EngineConfig, agenda: Agenda, on_cancelled: Callable[[Attempt], None],
-                 on_started: Callable[[Attempt], None] | None = None, pieces: bool = False) -> None:
-        self.name, self.config, self.agenda = name, config, agenda
-        self._on_cancelled, self._on_started = on_cancelled, on_started
+    def __init__(self, name: str, config: EngineConfig, model: StepModel, agenda: Agenda, told: Callbacks, fittings: Fittings) -> None:
+        self.name, self.config, self.model, self.agenda = name, config, model, agenda
+        self._on_finish, self._on_cancelled = told["on_finish"], told["on_cancelled"]
+        self._on_first, self._on_started = told.get("on_first"), told.get("on_started")
         spec = config.spec_decode
         self._g: float | None = spec.mean_tokens if spec is not None and spec.mode == "expected" else None
         self.width = 1 if spec is None else 1 + spec.k  # tokens that a decode computes in a step
         self.kv = self._blocks()
-        self.pieces = Pieces(self._g or 1.0) if pieces else None
+        self.pieces = Pieces(self._g or 1.0) if fittings.pieces else None
         self.cache = PrefixCache() if config.prefix_cache else None
         self._hash_tokens = config.hash_tokens
         self._per_entry = config.hash_tokens // config.block_size

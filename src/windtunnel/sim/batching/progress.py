@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from heapq import heappop, heappush
-from typing import Any
 
-from windtunnel.sim.attempt import GONE, Attempt
+from windtunnel.sim.agenda import Agenda
+from windtunnel.sim.attempt import GONE, Attempt, Callbacks
+from windtunnel.sim.batching.fittings import Fittings
 from windtunnel.sim.batching.room import Room
+from windtunnel.sim.engine_config import EngineConfig
+from windtunnel.sim.stepmodels.model import StepModel
 
 
 class Progress(Room):
@@ -16,8 +19,8 @@ class Progress(Room):
 
     __slots__ = ("_asks_hits", "_chunk_steps", "_decode_steps", "_extra_tokens", "_k", "_marks", "_prefills", "_simple", "_split")
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
+    def __init__(self, name: str, config: EngineConfig, model: StepModel, agenda: Agenda, told: Callbacks, fittings: Fittings) -> None:
+        super().__init__(name, config, model, agenda, told, fittings)
         self._marks: list[tuple[int, int, Attempt]] = []
         self._k = 0  # steps of the run
         self._prefills = self._chunk_steps = self._decode_steps = self._extra_tokens = 0

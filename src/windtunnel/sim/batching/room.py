@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 from windtunnel.errors import ConfigValueError
-from windtunnel.sim.agenda import COMPLETION
-from windtunnel.sim.attempt import MOVING, RUNNING, SWAPPED, WAITING, Attempt
+from windtunnel.sim.agenda import COMPLETION, Agenda
+from windtunnel.sim.attempt import MOVING, RUNNING, SWAPPED, WAITING, Attempt, Callbacks
+from windtunnel.sim.batching.fittings import Fittings
 from windtunnel.sim.batching.intake import Intake
 from windtunnel.sim.batching.priority_line import PriorityLine
 from windtunnel.sim.engine_config import EngineConfig
+from windtunnel.sim.stepmodels.model import StepModel
 
 
 class Room(Intake):
@@ -18,8 +19,8 @@ class Room(Intake):
 
     __slots__ = ("_arrived", "_block_s", "_emptied", "_host_blocks", "_pcie_free_s", "_prepared", "swapped_blocks")
 
-    def __init__(self, name: str, config: EngineConfig, *args: Any, **options: Any) -> None:
-        super().__init__(name, config, *args, **options)
+    def __init__(self, name: str, config: EngineConfig, model: StepModel, agenda: Agenda, told: Callbacks, fittings: Fittings) -> None:
+        super().__init__(name, config, model, agenda, told, fittings)
         self._arrived: list[Attempt] = []
         self._emptied = False  # did the last preemption leave nobody in the batch?
         self._prepared = True  # nothing to do before a step is composed

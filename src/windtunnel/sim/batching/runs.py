@@ -9,9 +9,10 @@ from typing import Any
 
 from windtunnel.errors import ModelStepTimeError
 from windtunnel.sim.agenda import COMPLETION, STEP_START, Agenda, Call
-from windtunnel.sim.attempt import Attempt
+from windtunnel.sim.attempt import Attempt, Callbacks
 from windtunnel.sim.batching import prefill_first, sarathi, static, vllm
 from windtunnel.sim.batching.conserved import assert_conserved
+from windtunnel.sim.batching.fittings import Fittings
 from windtunnel.sim.batching.members import NO_LIMIT
 from windtunnel.sim.batching.timing import Timing
 from windtunnel.sim.engine_config import EngineConfig
@@ -29,15 +30,13 @@ class Runs(Timing):
     """The step loop. At most one live agenda entry; that of a run that was cut short finds another `_due`."""
 
     __slots__ = (
-        "_A", "_B", "_admitted_D", "_agenda_queue", "_check", "_compose", "_due", "_eid", "_joins_after", "_on_finish", "_on_first",
-        "_run_end", "_start_pending", "_step_every", "_t0", "busy_s", "events", "prefill_s", "steps",
+        "_A", "_B", "_admitted_D", "_agenda_queue", "_check", "_compose", "_due", "_eid", "_joins_after", "_run_end",
+        "_start_pending", "_step_every", "_t0", "busy_s", "events", "prefill_s", "steps",
     )
 
-    def __init__(self, name: str, config: EngineConfig, model: StepModel, agenda: Agenda, *, on_finish: Callable[[Attempt], None],
-                 on_first: Callable[[Attempt], None] | None = None, step_every: bool, check: bool, **options: Any) -> None:
-        super().__init__(name, config, agenda, model=model, **options)
-        self._on_finish, self._on_first = on_finish, on_first
-        self._step_every, self._check = step_every or self._sampled, check
+    def __init__(self, name: str, config: EngineConfig, model: StepModel, agenda: Agenda, told: Callbacks, fittings: Fittings) -> None:
+        super().__init__(name, config, model, agenda, told, fittings)
+        self._step_every, self._check = fittings.step_every or self._sampled, fittings.check
         self._compose, self._joins_after = COMPOSE[config.policy], JOINS_AFTER.get(config.policy, vllm.joins_after)
         self._run_end = Call(self._end)  # one object for all entries of this engine
         self._agenda_queue: list[Any] = agenda._queue

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from math import exp, log, sqrt
-from typing import Any
 
 from windtunnel.sim.agenda import Agenda
+from windtunnel.sim.attempt import Callbacks
+from windtunnel.sim.batching.fittings import Fittings
 from windtunnel.sim.batching.handover import HandOver
-from windtunnel.sim.batching.reports import Reports
 from windtunnel.sim.engine_config import EngineConfig
 from windtunnel.sim.jump import first_boundary
 from windtunnel.sim.stepmodels.model import Batch, StepModel
@@ -16,12 +16,11 @@ from windtunnel.sim.stepmodels.model import Batch, StepModel
 class Timing(HandOver):
     """Steps with a price. `_plain`: it is the model's, nothing more."""
 
-    __slots__ = ("_batch", "_host_seq_s", "_host_step_s", "_plain", "_reports", "_rng", "_sampled", "_sigma", "_speed", "model", "per_step_steps")
+    __slots__ = ("_batch", "_host_seq_s", "_host_step_s", "_plain", "_reports", "_rng", "_sampled", "_sigma", "_speed", "per_step_steps")
 
-    def __init__(self, name: str, config: EngineConfig, agenda: Agenda, *, model: StepModel, rng: Any = None, reports: Reports | None = None,
-                 **options: Any) -> None:
-        super().__init__(name, config, agenda, **options)
-        self.model, self._rng, self._reports = model, rng, reports
+    def __init__(self, name: str, config: EngineConfig, model: StepModel, agenda: Agenda, told: Callbacks, fittings: Fittings) -> None:
+        super().__init__(name, config, model, agenda, told, fittings)
+        self._rng, self._reports = fittings.rng, fittings.reports
         spec, host = config.spec_decode, config.host
         self._sampled = spec is not None and spec.mode == "sampled"
         self._host_step_s, self._host_seq_s = host.step_s, host.step_per_seq_s
@@ -30,7 +29,7 @@ class Timing(HandOver):
         self._batch = Batch()
         self.per_step_steps = 0  # runs of one step because the model or the drafts allow no more
         limited = config.policy == "prefill_first" and (config.min_decode_steps > 0 or config.admission == "peak")
-        self._plain = not (host.step_s or host.step_per_seq_s or spec or config.noise_cv or self._padded or limited or reports)
+        self._plain = not (host.step_s or host.step_per_seq_s or spec or config.noise_cv or self._padded or limited or fittings.reports)
 
     def _time(self, batch: Batch, k: int) -> tuple[float, float, int]:
         """(A, B, steps) of a run, `model.run` with everything that comes on top."""
