@@ -879,7 +879,7 @@ def test_nothing_is_left_behind():
                     until(lambda: engine.in_flight == 4)
                     driver.stop(cut=how == "cut")
             assert driver.wait(5), how
-            assert driver._core.tasks == set() and driver._core.attempts == {} and len(driver._core._timers) == 0
+            assert driver._core.tasks == set() and driver._core.attempts.alive == {} and len(driver._core._timers) == 0
             until(lambda: engine.in_flight == 0 and len(engine._links) == 0)
             assert set(threading.enumerate()) == threads, how
             until(lambda: opened() == files, 2.0)

@@ -236,7 +236,7 @@ class LiveDriver:
         if core is None or patrol is None:
             return Progress(0.0, self._state, self._gate.state, 0, 0, 0, 0, 0, 0, 0, {}, None, 0.0, self._why)
         return Progress(
-            core.now, self._state, self._gate.state, core.seq, core.arrived, core.finished, core.ended, len(core.open), len(core.attempts),
+            core.now, self._state, self._gate.state, core.seq, core.arrived, core.finished, core.ended, len(core.open), len(core.attempts.alive),
             core.policy_errors, dict(self._gate.refused), core.hosted.lag_p99_s(), patrol.loop_lag_s, self._why or core.why,
         )
 
@@ -303,10 +303,11 @@ class LiveDriver:
         core.hosted = Hosted(self.sources, loop, clock, core.deliver, lambda name, e: core.broken(f"the source {name!r}", e),
                              core.maybe_land)
         endpoints = self.fleet.endpoints() if self._shadow is None else ()
-        core.watch = watch = Watch(endpoints, self._engines, clock, core.deliver, core.replica_lost,
+        core.watch = watch = Watch(endpoints, self._engines, clock, core.deliver, core.attempts.replica_lost,
                                    scrape="scrape" in self.control.needs)
         self._host = self._plugins_elsewhere(core, clock)
-        core.wants_progress = "progress" in self.control.needs | core.hosted.hears
+        core.attempts.replicas = watch.current
+        core.attempts.tells_progress = "progress" in self.control.needs | core.hosted.hears
         self._patrol = Patrol(core, self._stop_file, lambda cut: self._stop_here(cut, "stop file"), self.fleet.pools)
         self._clock, self._core, self._loop = clock, core, loop
         try:
@@ -328,7 +329,7 @@ class LiveDriver:
         self._state = "running"
         self._started.set()
         watch.begin()
-        core.scaler = await connect(self.fleet, watch, real=self._gate.mode == "armed" and self._gate.scaling)
+        core.plans.scaler = await connect(self.fleet, watch, real=self._gate.mode == "armed" and self._gate.scaling)
         if self._host is not None:
             await self._host.open()
         core.hosted.start()
@@ -349,7 +350,7 @@ class LiveDriver:
         if tasks:
             await asyncio.wait(tasks, timeout=2.0)
         try:
-            await core.scaler.aclose()
+            await core.plans.scaler.aclose()
         except Exception as error:
             self._error = self._error or error
         await watch.end()
