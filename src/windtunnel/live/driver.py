@@ -19,7 +19,7 @@ from windtunnel.live.engines import make_engine
 from windtunnel.live.fleet import LiveFleet
 from windtunnel.live.gate import MODES, Caps, Gate, Usage
 from windtunnel.live.instruments import Instruments
-from windtunnel.live.loop import Recorder
+from windtunnel.live.record import Recorder
 from windtunnel.live.rig import Rig
 from windtunnel.live.shadow import ShadowAdapter
 from windtunnel.live.stopfile import StopFile

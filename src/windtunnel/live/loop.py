@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from windtunnel import effects as fx
 from windtunnel.effects import Effect
@@ -15,6 +15,7 @@ from windtunnel.live.attempts import Attempts
 from windtunnel.live.clock import RunClock, Timers
 from windtunnel.live.gate import Gate
 from windtunnel.live.hosted import Hosted
+from windtunnel.live.record import Record, Recorder
 from windtunnel.live.scaling.plans import Plans
 from windtunnel.live.scraper import Watch
 from windtunnel.live.shadow import ShadowAdapter
@@ -23,16 +24,6 @@ from windtunnel.policy.control import Control
 LET_GO_S = 5.0  # how long a cut stream's engine may take to let go before its attempt is ended without it
 POLICY_ERRORS = 3
 _WORDS: Mapping[type, str] = {Started: "started", FirstToken: "first_token", Progressed: "progress"}
-
-
-class Recorder(Protocol):
-    """What a driver tells the record."""
-
-    def step(self, seq: int, now: float, event: Event, effects: Sequence[Effect],
-             verdicts: tuple[str | None, ...] | None = None) -> None: ...
-    def error(self, seq: int, now: float, event: Event, error: BaseException) -> None: ...
-    def sample(self, now: float, name: str, key: str, value: float) -> None: ...
-    def replica_row(self, row: Mapping[str, Any], /) -> None: ...
 
 
 class ControlLoop:
@@ -61,7 +52,7 @@ class ControlLoop:
         self.last_policy_error: Exception | None = None
         self.landed = asyncio.Event()
         self._draining = self.stopping = self._cut = False
-        self._recording = True
+        self._record = Record(recorder, lambda error: self.broken("the recorder", error))
         self._late: asyncio.TimerHandle | None = None
         self._apply: dict[type, Callable[[Any], None]] = {
             fx.Dispatch: self.attempts.dispatch, fx.Cancel: self.attempts.cancel, fx.WakeAt: self._wake,
@@ -106,7 +97,7 @@ class ControlLoop:
             self._policy_failed(event, now, error)
             return
         verdicts = self.gate.verdicts(effects, now)
-        if not self._record(now, event, effects, verdicts):
+        if not self._record.step(self.seq, now, event, effects, verdicts):  # nothing more leaves
             verdicts = tuple(w or "recorder_failed" if isinstance(e, fx.Dispatch) else w
                              for e, w in zip(effects, verdicts or (None,) * len(effects)))
         self._tap(event)
@@ -165,18 +156,6 @@ class ControlLoop:
             except Exception:
                 continue  # a listener that is over must not disturb what it listens to
 
-    def _record(self, now: float, event: Event, effects: Sequence[Effect], verdicts: tuple[str | None, ...] | None) -> bool:
-        """False if the record is lost: from then on nothing more leaves."""
-        if not self._recording:
-            return False
-        try:
-            self.recorder.step(self.seq, now, event, effects, verdicts)
-            return True
-        except Exception as error:
-            self._recording = False
-            self.broken("the recorder", error)
-            return False
-
     # -- effects --------------------------------------------------------------------------------------------------------------------
 
     def heard(self, event: Started | FirstToken | Progressed) -> None:
@@ -211,12 +190,7 @@ class ControlLoop:
         """The event's request ends here and now; the third time an armed world stops by itself, and any whose books no longer balance."""
         self.policy_errors += 1
         self.last_policy_error = error
-        if self._recording:
-            try:
-                self.recorder.error(self.seq, now, event, error)
-            except Exception as lost:
-                self._recording = False
-                self.broken("the recorder", lost)
+        self._record.error(self.seq, now, event, error)
         self._banish(_request_of(event))
         self._tap(event)
         try:

@@ -10,8 +10,9 @@ from windtunnel.live.clock import RunClock
 from windtunnel.live.fleet import LiveFleet
 from windtunnel.live.gate import Gate
 from windtunnel.live.hosted import Hosted
-from windtunnel.live.loop import ControlLoop, Recorder
+from windtunnel.live.loop import ControlLoop
 from windtunnel.live.patrol import Patrol
+from windtunnel.live.record import Recorder
 from windtunnel.live.scaling.connect import connect
 from windtunnel.live.scraper import Watch
 from windtunnel.live.shadow import ShadowAdapter
