@@ -18,9 +18,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-import report
-import side_by_side
-from side_by_side import PEERS, Peer, PeerUnavailable
+from measuring import report, side_by_side
+from measuring.side_by_side import PEERS, Peer, PeerUnavailable
 
 from windtunnel.lab.scenario import Scenario
 

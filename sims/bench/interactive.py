@@ -18,7 +18,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import report
+from measuring import report
 
 from windtunnel.lab.scenario import Scenario
 from windtunnel.lab.worlds import Simulated

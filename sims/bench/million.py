@@ -16,7 +16,7 @@ import sys
 import time
 from pathlib import Path
 
-import report
+from measuring import report
 
 from windtunnel.lab.scenario import Scenario
 

@@ -17,8 +17,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-import report
 from engine import WORKLOAD
+from measuring import report
 
 from windtunnel.lab.scenario import Scenario
 from windtunnel.sources.traces.open import Trace

@@ -668,7 +668,7 @@ def test_a_busy_engine_with_a_slow_health_page_is_not_evicted(quick_looks):
 
 def _hang(driver):
     """Make every look at the first endpoint hang; returns the way back."""
-    engine = driver._core.watch.replicas[0].engine
+    engine = driver._rig.core.watch.replicas[0].engine
     health = engine.health
 
     async def hanging():
@@ -879,7 +879,7 @@ def test_nothing_is_left_behind():
                     until(lambda: engine.in_flight == 4)
                     driver.stop(cut=how == "cut")
             assert driver.wait(5), how
-            assert driver._core.tasks == set() and driver._core.attempts == {} and len(driver._core._timers) == 0
+            assert driver._rig.core.tasks == set() and driver._rig.core.attempts.alive == {} and len(driver._rig.core._timers) == 0
             until(lambda: engine.in_flight == 0 and len(engine._links) == 0)
             assert set(threading.enumerate()) == threads, how
             until(lambda: opened() == files, 2.0)

@@ -49,8 +49,9 @@ from windtunnel.policy.queueing.bounded import BoundedQueue
 from windtunnel.policy.queueing.deadline_drop import DeadlineDropQueue
 from windtunnel.policy.queueing.fair import FairTaskQueue, Queue
 from windtunnel.policy.queueing.fifo import FifoQueue
-from windtunnel.policy.routing.fleet import READY, Fleet
+from windtunnel.policy.routing.fleet import Fleet
 from windtunnel.policy.routing.least import LeastOutstanding
+from windtunnel.policy.routing.replica import READY
 from windtunnel.policy.routing.roundrobin import RoundRobin
 from windtunnel.policy.settings import ControlSettings
 

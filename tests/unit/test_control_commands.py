@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from chat_request import chat_request
 
 from windtunnel.effects import Cancel, Close, Dispatch, Drain, Effect, Note, Reject, WakeAt
 from windtunnel.events import (
@@ -19,7 +20,6 @@ from windtunnel.events import (
     ReplicaBooting,
     ReplicaGone,
     ReplicaReady,
-    Request,
     Scrape,
     Scraped,
     Woke,
@@ -54,7 +54,7 @@ class Flown:
 
     def arrive(self, id: str, now: float, session: str | None = None, tenant: str = "t") -> list[Effect]:
         turn = None if session is None else TurnRef(session, 0, None)
-        return self.do(Arrived(Request(id, tenant, "m", 0, now, 100, 64, turn=turn)), now)
+        return self.do(Arrived(chat_request(id, tenant, now, turn=turn)), now)
 
     def scrape(self, now: float, running: int | None, sampled_s: float | None = None, waiting: int | None = 0) -> list[Effect]:
         return self.do(Scraped("chat-0", Scrape(now if sampled_s is None else sampled_s, running, waiting)), now)

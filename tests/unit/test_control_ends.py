@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import pytest
+from chat_request import chat_request
 
 from windtunnel.effects import Cancel, Close, Dispatch, Effect, Reject, WakeAt
 from windtunnel.events import (
@@ -56,7 +57,7 @@ class Bench:
         return effects
 
     def arrive(self, id: str, now: float, *, tenant: str = "t", priority: int = 0, **more: object) -> list[Effect]:
-        return self.do(Arrived(Request(id, tenant, "m", priority, now, 100, 64, **more)), now)  # type: ignore[arg-type]
+        return self.do(Arrived(chat_request(id, tenant, now, priority=priority, **more)), now)
 
     def finish(self, id: str, now: float, *, dispatch: int = 1, replica: str = "chat-0") -> list[Effect]:
         return self.do(Finished(id, dispatch, replica, 64, 100, 0, None, now - 0.5), now)

@@ -10,10 +10,9 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[2] / "sims" / "bench"))
 
-import report
-import side_by_side
 from engine import Beside
-from side_by_side import Peer, PeerUnavailable
+from measuring import report, side_by_side
+from measuring.side_by_side import Peer, PeerUnavailable
 
 OURS = {"requests": 2, "input_tokens": 30, "output_tokens": 9, "makespan_s": 1.0}
 TELLS = """

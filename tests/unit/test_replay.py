@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chat_request import chat_request
 
 from windtunnel.errors import PolicyError, RunNotRecordedError, RunReplayError
-from windtunnel.events import Arrived, Failed, Finished, ReplicaReady, Request, Woke
+from windtunnel.events import Arrived, Failed, Finished, ReplicaReady, Woke
 from windtunnel.lab.digest import code_digest
 from windtunnel.lab.log import LogWriter, header_of
 from windtunnel.lab.recorder import Recorder
@@ -22,15 +23,11 @@ def fresh(header: Any = None) -> Control:
     return default_control(["chat"], initial_limit=1, cap=1)
 
 
-def request(id: str, tenant: str, at: float, deadline_s: float | None = None) -> Request:
-    return Request(id, tenant, "m", 0, at, 100, 64, deadline_s=deadline_s)
-
-
 EVENTS = [
     (0.0, ReplicaReady("chat-0", "chat", slots=8)),
-    (1.0, Arrived(request("a", "t1", 1.0))),
-    (1.2, Arrived(request("b", "t1", 1.2))),
-    (1.5, Arrived(request("c", "t2", 1.5, 9.0))),
+    (1.0, Arrived(chat_request("a", "t1", 1.0))),
+    (1.2, Arrived(chat_request("b", "t1", 1.2))),
+    (1.5, Arrived(chat_request("c", "t2", 1.5, deadline_s=9.0))),
     (2.0, Finished("a", 1, "chat-0", 64)),
     (2.6, Failed("c", 1, "chat-0", "rate_limited", "http_429", 429, 1.0)),
     (3.0, Finished("a", 1, "chat-0", 64)),

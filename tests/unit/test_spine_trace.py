@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import pytest
+from chat_request import chat_request
 
 from windtunnel.effects import Close, Dispatch, Reject, WakeAt
 from windtunnel.errors import PolicyClockError, PolicyError
-from windtunnel.events import Arrived, Cancelled, Commanded, Failed, Finished, ReplicaBooting, ReplicaGone, ReplicaReady, Request, Woke
+from windtunnel.events import Arrived, Cancelled, Commanded, Failed, Finished, ReplicaBooting, ReplicaGone, ReplicaReady, Woke
 from windtunnel.policy.control import Control
 from windtunnel.policy.presets import default_control
 from windtunnel.policy.settings import ControlSettings
-
-
-def request(id: str, tenant: str, at: float, deadline_s: float | None = None) -> Request:
-    return Request(id, tenant, "m", 0, at, 100, 64, deadline_s=deadline_s)
 
 
 def control(**settings: object) -> Control:
@@ -23,9 +20,9 @@ def control(**settings: object) -> Control:
 def up_to_five(c: Control) -> list[list[object]]:
     return [
         list(c.handle(ReplicaReady("chat-0", "chat", slots=8), 0.0)),
-        list(c.handle(Arrived(request("a", "t1", 1.0)), 1.0)),
-        list(c.handle(Arrived(request("b", "t1", 1.2)), 1.2)),
-        list(c.handle(Arrived(request("c", "t2", 1.5, 9.0)), 1.5)),
+        list(c.handle(Arrived(chat_request("a", "t1", 1.0)), 1.0)),
+        list(c.handle(Arrived(chat_request("b", "t1", 1.2)), 1.2)),
+        list(c.handle(Arrived(chat_request("c", "t2", 1.5, deadline_s=9.0)), 1.5)),
         list(c.handle(Finished("a", 1, "chat-0", 64, 100, 0, 1.0, 1.1), 2.0)),
     ]
 
@@ -104,7 +101,7 @@ def test_lost_replica_with_one_booting_lets_the_rest_wait() -> None:
 
 
 def test_arrival_without_any_replica_is_rejected() -> None:
-    (reject,) = control().handle(Arrived(request("a", "t", 0.0)), 0.0)
+    (reject,) = control().handle(Arrived(chat_request("a", "t", 0.0)), 0.0)
     assert isinstance(reject, Reject)
     assert reject.denial.reason == "no_replica"
 
@@ -115,7 +112,7 @@ def test_stop_rejects_waiting_and_later_ones() -> None:
     (reject,) = c.handle(Commanded("stop"), 2.1)
     assert isinstance(reject, Reject)
     assert (reject.request_id, reject.denial.reason) == ("b", "stopped")
-    (late,) = c.handle(Arrived(request("d", "t", 2.2)), 2.2)
+    (late,) = c.handle(Arrived(chat_request("d", "t", 2.2)), 2.2)
     assert isinstance(late, Reject)
     assert late.denial.reason == "shutdown"
     c.handle(Finished("c", 1, "chat-0", 5), 2.5)
@@ -129,4 +126,4 @@ def test_GN_1_clock_and_duplicates_are_refused() -> None:
     with pytest.raises(PolicyClockError):
         c.handle(Woke("queue"), 1.0)
     with pytest.raises(PolicyError, match="arrived while"):
-        c.handle(Arrived(request("b", "t1", 2.0)), 2.0)
+        c.handle(Arrived(chat_request("b", "t1", 2.0)), 2.0)

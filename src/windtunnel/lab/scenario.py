@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from pydantic import Field, PrivateAttr, ValidationError, model_validator
+from pydantic import ValidationError
 
-from windtunnel.errors import ConfigError, ConfigMetricError, ConfigValueError
-from windtunnel.lab import locate, overrides, registry
-from windtunnel.lab.catalog_spec import CatalogSpec
-from windtunnel.lab.control_spec import ControlSpec, preset_part
-from windtunnel.lab.expect import ExpectSpec
-from windtunnel.lab.fleet_spec import FleetSpec
-from windtunnel.lab.kinds import Spec, spec_of
+from windtunnel.errors import ConfigError
+from windtunnel.lab import locate, overrides, registry, scenario_data
+from windtunnel.lab.control_spec import preset_part
+from windtunnel.lab.scenario_fields import ScenarioFields
 from windtunnel.lab.schema import schema_text
 from windtunnel.lab.sentences import close_hint, explain, one_or_all
-from windtunnel.lab.slo_spec import KnobSpec, SloSpec
-from windtunnel.lab.source_spec import SourceSpec, is_endless
-from windtunnel.lab.summary import names_of
 from windtunnel.lab.yamlfile import Document, dump_yaml
-from windtunnel.sim.faults import Fault
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -34,57 +26,13 @@ if TYPE_CHECKING:
     from windtunnel.policy.control import Control
     from windtunnel.policy.param import PoolFacts
     from windtunnel.sim.driver import Progress
+    from windtunnel.sim.faults import Fault
     from windtunnel.sim.fleet_config import FleetConfig
     from windtunnel.sources.source import Source
 
-FaultSpec = spec_of(Fault)
-NOT_IN_DIGEST = ("name", "question", "compare", "expect", "knobs", "record", "itl", "seed")
 
-
-class Scenario(Spec):
+class Scenario(ScenarioFields):
     """What is simulated. `Scenario.load("sims/azure-chat.yaml").run()`; change it with `with_({"fleet.pools.chat.replicas": 6})`."""
-
-    windtunnel: Literal[1] = Field(description="Version of this file format.")
-    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    question: str = Field(default="", description="The question that this scenario answers, in one sentence.")
-    duration_s: float | None = Field(default=None, gt=0, description="Arrivals end here (s); null: when the source is exhausted.")
-    warmup_s: Annotated[float, Field(ge=0)] | Literal["mser5"] = Field(
-        default=0.0, description="Requests that arrive before this (s) are marked and left out of every metric; mser5: found from TTFT.")
-    cooldown_s: float = Field(default=0.0, ge=0, description="Requests that arrive in the last so many seconds are left out too (s).")
-    grace_s: float = Field(default=30.0, ge=0, description="How long requests may still run after duration_s (s).")
-    seed: int = Field(default=0, ge=0, lt=2**63)
-    record: Literal["requests", "decisions", "full"] = "requests"
-    itl: bool = Field(default=False, description="Keep what exact gaps between tokens (itl_s) are made from; on with record: full, and where "
-                                                 "expect names itl_s.")
-    catalog: CatalogSpec = Field(default=CatalogSpec(), description="Models and GPUs that are not shipped, or other facts of those that are.")
-    fleet: FleetSpec
-    source: SourceSpec
-    control: ControlSpec = ControlSpec()
-    faults: tuple[FaultSpec, ...] = Field(default=(), description="What breaks, when, where and for how long.")  # type: ignore[valid-type]
-    slo: SloSpec = SloSpec()
-    expect: tuple[ExpectSpec, ...] = Field(default=(), description="What a run should show; a variant may bring its own list.")
-    compare: dict[str, dict[str, Any]] = Field(default={}, description="Named variants: dotted path to value.")
-    knobs: tuple[str | KnobSpec, ...] = Field(default=(), description="Paths that a cockpit offers as controls.")
-    _base: Path = PrivateAttr(default_factory=Path)
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if self.duration_s is None and is_endless(self.source):
-            raise ValueError("the source never ends; write duration_s, or a count in the source")
-        warmup_s = 0.0 if self.warmup_s == "mser5" else self.warmup_s
-        if self.duration_s is not None and warmup_s + self.cooldown_s >= self.duration_s:
-            both = f" and cooldown_s {self.cooldown_s:g} leave" if self.cooldown_s else " leaves"
-            raise ValueError(f"warmup_s {warmup_s:g}{both} nothing of duration_s {self.duration_s:g}")
-        for n, fault in enumerate(self.faults):
-            if fault.pool and fault.pool not in self.fleet.pools:  # type: ignore[attr-defined]
-                known = ", ".join(self.fleet.pools)
-                raise ValueError(f'faults.{n}.pool: no pool "{fault.pool}"; there are {known}')  # type: ignore[attr-defined]
-        return self
-
-    def __eq__(self, other: object) -> bool:
-        return type(other) is type(self) and self.model_dump() == other.model_dump()  # type: ignore[attr-defined]
-
-    __hash__ = None  # type: ignore[assignment]
 
     # -- making ---------------------------------------------------------------------------------------------------------------
 
@@ -116,29 +64,11 @@ class Scenario(Spec):
             made = cls.model_validate_json(json.dumps(doc.data), strict=True)
         except ValidationError as error:
             raise one_or_all(explain(error, doc, schema())) from None
-        wrong = list(made._wrong_names(doc, base))
+        wrong = list(made.wrong_names(doc, base))
         if wrong:
             raise one_or_all(wrong)
         made._base = base
         return made
-
-    def _wrong_names(self, doc: Document, base: Path) -> Iterator[ConfigError]:
-        """Names that only other parts of the file, or the catalogues, can judge."""
-        wrong = list(self.catalog.wrong_entries(base, doc))
-        yield from wrong or list(self.fleet.wrong_names(doc, self.catalog.build(base)))
-        for n, expected in enumerate(self.expect):
-            try:
-                expected.parse(names_of(self.slo.bounds()))
-            except ConfigMetricError as error:
-                error.where = doc.where(("expect", n))
-                error.message = f"expect.{n}.metric: {error.message}"
-                yield error
-        for name, changes in self.compare.items():
-            try:
-                overrides.check_paths(changes, f"compare.{name}")
-            except ConfigValueError as error:
-                error.where = doc.where(("compare", name))
-                yield error
 
     def with_(self, changes: Mapping[str, Any]) -> Self:
         """A new, validated scenario; keys are dotted paths as in --set, values plain data."""
@@ -160,13 +90,13 @@ class Scenario(Spec):
     # -- saying ---------------------------------------------------------------------------------------------------------------
 
     def _plain(self) -> dict[str, Any]:
-        return _kind_first(self.model_dump(mode="json", exclude_unset=True))  # type: ignore[no-any-return]
+        return scenario_data.kind_first(self.model_dump(mode="json", exclude_unset=True))  # type: ignore[no-any-return]
 
     def resolved(self) -> dict[str, Any]:
         """Plain data with every default and the preset's parts filled in."""
         data = self.model_dump(mode="json")
         data["control"] = self.control.resolved().model_dump(mode="json")
-        return _kind_first(data)  # type: ignore[no-any-return]
+        return scenario_data.kind_first(data)  # type: ignore[no-any-return]
 
     def dump(self, path: str | Path | None = None, *, resolved: bool = False) -> str:
         """YAML that loads into an equal scenario; resolved: with every default written out. Also written to `path` if given."""
@@ -177,26 +107,12 @@ class Scenario(Spec):
 
     def diff(self, other: Scenario) -> DataFrame:
         """What differs, defaults included: columns path, left, right."""
-        import pandas as pd
-
-        left, right = dict(_flat(self.resolved())), dict(_flat(other.resolved()))
-        missing = object()
-        paths = [p for p in dict.fromkeys([*left, *right]) if left.get(p, missing) != right.get(p, missing)]
-        return pd.DataFrame([(p, left.get(p), right.get(p)) for p in paths], columns=["path", "left", "right"])
+        return scenario_data.differences(self.resolved(), other.resolved())
 
     @property
     def digest(self) -> str:
         """SHA-256 of what determines the result: the resolved scenario with files by content, without names, texts and the seed."""
-        data = {k: v for k, v in self.resolved().items() if k not in NOT_IN_DIGEST}
-        text = json.dumps(self._hashed(data), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-        return hashlib.sha256(text.encode()).hexdigest()
-
-    def _hashed(self, node: Any) -> Any:
-        """The same data with each `path` replaced by the hash of the file it names."""
-        if isinstance(node, Mapping):
-            return {k: {"sha256": locate.sha256(locate.data_file(v, self._base))} if k == "path" and isinstance(v, str) else self._hashed(v)
-                    for k, v in node.items()}
-        return [self._hashed(v) for v in node] if isinstance(node, list) else node
+        return scenario_data.digest(self.resolved(), self._base)
 
     # -- flying ---------------------------------------------------------------------------------------------------------------
 
@@ -310,21 +226,6 @@ def import_kinds(data: Any, *, allow_imports: bool) -> None:
             kind = part.get("kind") if isinstance(part, dict) else None
             if isinstance(kind, str) and ":" in kind:
                 registry.import_kind(section, kind, allow_imports=allow_imports)
-
-
-def _kind_first(node: Any) -> Any:
-    """The same data as people write it: a mapping's kind before its parameters."""
-    if isinstance(node, dict):
-        return {k: _kind_first(node[k]) for k in sorted(node, key=lambda k: k != "kind")}
-    return [_kind_first(v) for v in node] if isinstance(node, list) else node
-
-
-def _flat(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(node, (dict, list)) and node:
-        for key, value in node.items() if isinstance(node, dict) else enumerate(node):
-            yield from _flat(value, f"{path}.{key}" if path else str(key))
-    else:
-        yield path, node
 
 
 def _rebuild(section: str) -> None:

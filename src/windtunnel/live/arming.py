@@ -40,6 +40,16 @@ def check_consent(fleet: str, phrase: str | None, caps: Caps | None, *, scaling:
     return caps
 
 
+def dry_run_check(dry_s: float, min_dry_run_s: float, errors: int, last: Exception | None) -> Check:
+    """Has the run gone dry for long enough, without an error of the control?"""
+    text = f"dry run of {dry_s:.0f} s without an error of the control"
+    if errors:
+        text = f"the control raised {errors} times in dry run, last: {last}"
+    elif dry_s < min_dry_run_s:
+        text = f"dry run of {dry_s:.0f} s is too short; {min_dry_run_s:g} s are asked for"
+    return Check("dry run", not errors and dry_s >= min_dry_run_s, text)
+
+
 def refuse_if_red(checks: Sequence[Check]) -> None:
     """Raise ArmRefusedError with the sentence of every red line."""
     red = [c.text for c in checks if not c.ok]

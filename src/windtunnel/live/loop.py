@@ -5,33 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any
 
 from windtunnel import effects as fx
 from windtunnel.effects import Effect
-from windtunnel.errors import PolicyError, ScalerRefused
-from windtunnel.events import (
-    Arrived,
-    Cancelled,
-    Commanded,
-    Event,
-    Failed,
-    Finished,
-    FirstToken,
-    PoolsObserved,
-    Progressed,
-    ReplicaGone,
-    ScaleAnswered,
-    Started,
-    Woke,
-)
+from windtunnel.events import Arrived, Cancelled, Commanded, Event, Failed, Finished, FirstToken, Progressed, ScaleAnswered, Started, Woke
 from windtunnel.live.asking import Asking
-from windtunnel.live.attempt import LiveAttempt
+from windtunnel.live.attempts import Attempts
 from windtunnel.live.clock import RunClock, Timers
 from windtunnel.live.gate import Gate
 from windtunnel.live.hosted import Hosted
-from windtunnel.live.scaling.scaler import NoScaler, Scaler
+from windtunnel.live.record import Record, Recorder
+from windtunnel.live.scaling.plans import Plans
 from windtunnel.live.scraper import Watch
 from windtunnel.live.shadow import ShadowAdapter
 from windtunnel.policy.control import Control
@@ -39,16 +24,6 @@ from windtunnel.policy.control import Control
 LET_GO_S = 5.0  # how long a cut stream's engine may take to let go before its attempt is ended without it
 POLICY_ERRORS = 3
 _WORDS: Mapping[type, str] = {Started: "started", FirstToken: "first_token", Progressed: "progress"}
-
-
-class Recorder(Protocol):
-    """What a driver tells the record."""
-
-    def step(self, seq: int, now: float, event: Event, effects: Sequence[Effect],
-             verdicts: tuple[str | None, ...] | None = None) -> None: ...
-    def error(self, seq: int, now: float, event: Event, error: BaseException) -> None: ...
-    def sample(self, now: float, name: str, key: str, value: float) -> None: ...
-    def replica_row(self, row: Mapping[str, Any], /) -> None: ...
 
 
 class ControlLoop:
@@ -65,25 +40,23 @@ class ControlLoop:
         self._timers = Timers(self._loop, clock)
         self.hosted: Hosted  # these two are set right after: they deliver here
         self.watch: Watch
-        self.scaler: Scaler = NoScaler()
+        self.plans = Plans(self.deliver, self.soon)
         self.asking = Asking(clock.now, local_only=shadow is not None)
-        self.wants_progress = False
         self.inbox: deque[Event] = deque()
-        self.attempts: dict[tuple[str, int], LiveAttempt] = {}
+        self.attempts = Attempts(gate, clock, self.soon, deliver=self.deliver, heard=self.heard, settled=self.maybe_land)
         self.tasks: set[asyncio.Task[None]] = set()
         self.open: set[str] = set()
-        self._banished: set[str] = set()  # ended here because the control raised; it may still speak of them
         self.seq = self.arrived = self.finished = self.ended = self.policy_errors = 0
         self.now, self.why = 0.0, ""
         self.error: Exception | None = None
         self.last_policy_error: Exception | None = None
         self.landed = asyncio.Event()
         self._draining = self.stopping = self._cut = False
-        self._recording = True
+        self._record = Record(recorder, lambda error: self.broken("the recorder", error))
         self._late: asyncio.TimerHandle | None = None
         self._apply: dict[type, Callable[[Any], None]] = {
-            fx.Dispatch: self._dispatch, fx.Cancel: self._cancel, fx.WakeAt: self._wake, fx.ScaleTo: self._scale, fx.Drain: self._drain,
-            fx.Ask: self._ask, fx.Reject: self._end, fx.Close: self._end,
+            fx.Dispatch: self.attempts.dispatch, fx.Cancel: self.attempts.cancel, fx.WakeAt: self._wake,
+            fx.ScaleTo: self.plans.scale, fx.Drain: self.plans.drain, fx.Ask: self._ask, fx.Reject: self._end, fx.Close: self._end,
         }
 
     # -- the one way of every event -------------------------------------------------------------------------------------------------
@@ -99,7 +72,7 @@ class ControlLoop:
                 self._one(self.inbox.popleft())
         finally:
             self._draining = False
-        if not self.attempts and (self.stopping or not self.open):
+        if not self.attempts.alive and (self.stopping or not self.open):
             self.maybe_land()
 
     def posted(self, what: Event | fx.Reject | fx.Close) -> None:
@@ -124,7 +97,7 @@ class ControlLoop:
             self._policy_failed(event, now, error)
             return
         verdicts = self.gate.verdicts(effects, now)
-        if not self._record(now, event, effects, verdicts):
+        if not self._record.step(self.seq, now, event, effects, verdicts):  # nothing more leaves
             verdicts = tuple(w or "recorder_failed" if isinstance(e, fx.Dispatch) else w
                              for e, w in zip(effects, verdicts or (None,) * len(effects)))
         self._tap(event)
@@ -153,10 +126,7 @@ class ControlLoop:
     def _apply_failed(self, effect: Effect, error: Exception) -> None:
         self.broken("the driver", error)
         if isinstance(effect, fx.Dispatch):
-            self.gate.ended()
-            self.attempts.pop((effect.request.id, effect.dispatch), None)
-            why = f"driver_{type(error).__name__}"
-            self.deliver(Failed(effect.request.id, effect.dispatch, effect.replica, "unexpected_exception", why))
+            self.attempts.failed_to_begin(effect, f"driver_{type(error).__name__}")
 
     def _refuse(self, effect: Effect, why: str) -> None:
         """Answer what may not leave, so that the control's books close; a shadow's close by what the main world does."""
@@ -186,54 +156,9 @@ class ControlLoop:
             except Exception:
                 continue  # a listener that is over must not disturb what it listens to
 
-    def _record(self, now: float, event: Event, effects: Sequence[Effect], verdicts: tuple[str | None, ...] | None) -> bool:
-        """False if the record is lost: from then on nothing more leaves."""
-        if not self._recording:
-            return False
-        try:
-            self.recorder.step(self.seq, now, event, effects, verdicts)
-            return True
-        except Exception as error:
-            self._recording = False
-            self.broken("the recorder", error)
-            return False
-
     # -- effects --------------------------------------------------------------------------------------------------------------------
 
-    def _dispatch(self, effect: fx.Dispatch) -> None:
-        request, dry = effect.request, self.gate.mode != "armed"
-        if effect.prefill is not None:
-            raise PolicyError(f"request {request.id!r} was to be prefilled on {effect.prefill!r}: the live world does not split prefill and decode")
-        replica = self.watch.current.get(effect.replica)
-        failed: Failed | None = None
-        if request.id in self._banished:
-            failed = Failed(request.id, effect.dispatch, effect.replica, "unexpected_exception", "policy_error")
-        elif replica is None:
-            failed = Failed(request.id, effect.dispatch, effect.replica, "provider_failure", "replica_gone")
-        if failed is not None or replica is None:
-            self.gate.ended()
-            self.deliver(failed)  # type: ignore[arg-type]
-            return
-        attempt = LiveAttempt(effect, replica, self.clock, self.gate, dry=dry, over=self._attempt_over, heard=self._heard)
-        self.attempts[(request.id, effect.dispatch)] = attempt
-        task = self._loop.create_task(attempt.run())
-        attempt.task = task
-        self.tasks.add(task)
-        task.add_done_callback(attempt.gone)
-        task.add_done_callback(self.tasks.discard)
-
-    def _attempt_over(self, attempt: LiveAttempt, event: Finished | Failed) -> None:
-        """Called exactly once per attempt; `muted` ones are ended by their replica's loss and say nothing."""
-        if self.wants_progress:
-            self.report_progress(attempt.dispatch.replica)
-        self.attempts.pop(attempt.key, None)
-        self.gate.ended()
-        if not attempt.muted:
-            self.deliver(event)
-        elif not self.attempts:
-            self.maybe_land()
-
-    def _heard(self, event: Started | FirstToken | Progressed) -> None:
+    def heard(self, event: Started | FirstToken | Progressed) -> None:
         """Started, FirstToken, Progressed: to the control and to sources, each only if they need it."""
         word = _WORDS[type(event)]
         if word in self.control.needs:
@@ -242,69 +167,22 @@ class ControlLoop:
             for request_id in [r for r, _ in event.counts] if isinstance(event, Progressed) else [event.request_id]:
                 self.hosted.hear(request_id, word, event)
 
-    def report_progress(self, replica: str | None = None) -> None:
-        """One Progressed per replica with output since the last: right before its batch changes, and by the clock."""
-        by_replica: dict[str, list[tuple[str, int]]] = {}
-        for attempt in self.attempts.values():
-            if attempt.tokens != attempt.reported and replica in (None, attempt.dispatch.replica):
-                attempt.reported = attempt.tokens
-                by_replica.setdefault(attempt.dispatch.replica, []).append((attempt.key[0], attempt.tokens))
-        for name, counts in by_replica.items():
-            self._heard(Progressed(name, tuple(counts)))
-
-    def _cancel(self, effect: fx.Cancel) -> None:
-        attempt = self.attempts.get((effect.request_id, effect.dispatch))
-        if attempt is None:
-            self.deliver(Failed(effect.request_id, effect.dispatch, effect.replica, "local_cancelled", effect.reason))
-        else:
-            attempt.stop(effect.reason)
-
     def _wake(self, effect: fx.WakeAt) -> None:
         self._timers.set(effect.key, effect.at, lambda key: self.deliver(Woke(key)))
 
-    def _scale(self, effect: fx.ScaleTo) -> None:
-        self._soon(self._scaled(effect))
-
-    async def _scaled(self, plan: fx.ScaleTo) -> None:
-        """Whatever becomes of a plan, the control hears of it once; then what the connector sees."""
-        try:
-            reply = await self.scaler.apply(plan)
-            self.deliver(ScaleAnswered(plan.plan_id, reply.status, reply.reason))
-            await self.observe_pools()
-        except ScalerRefused as error:
-            self.deliver(ScaleAnswered(plan.plan_id, "refused", str(error)))
-        except Exception as error:
-            self.deliver(ScaleAnswered(plan.plan_id, "failed", f"{type(error).__name__}: {error}"))
-            with suppress(Exception):  # the planner waits until somebody could look
-                await self.observe_pools()
-
-    async def observe_pools(self) -> None:
-        """Tell the control what the connector sees; nothing if it sees nothing."""
-        pools = await self.scaler.observe()
-        if pools:
-            self.deliver(PoolsObserved({name: count.plain() for name, count in pools.items()}))
-
-    def _drain(self, effect: fx.Drain) -> None:
-        self._soon(self.scaler.drain(effect))
-
-    def _soon(self, work: Coroutine[Any, Any, None]) -> None:
+    def soon(self, work: Coroutine[Any, Any, None], gone: Callable[[asyncio.Task[None]], None] | None = None) -> asyncio.Task[None]:
         task = self._loop.create_task(work)
         self.tasks.add(task)
+        if gone is not None:
+            task.add_done_callback(gone)
         task.add_done_callback(self.tasks.discard)
+        return task
 
     def _ask(self, effect: fx.Ask) -> None:
-        self._soon(self._asked(effect))
+        self.soon(self._asked(effect))
 
     async def _asked(self, effect: fx.Ask) -> None:
         self.deliver(await self.asking.ask(effect))
-
-    def replica_lost(self, event: ReplicaGone) -> None:
-        """One event says it all: the attempts that ran there end without a word of their own."""
-        for attempt in list(self.attempts.values()):
-            if attempt.dispatch.replica == event.replica:
-                attempt.muted = True
-                attempt.stop(event.reason)
-        self.deliver(event)
 
     # -- when something raises ------------------------------------------------------------------------------------------------------
 
@@ -312,12 +190,7 @@ class ControlLoop:
         """The event's request ends here and now; the third time an armed world stops by itself, and any whose books no longer balance."""
         self.policy_errors += 1
         self.last_policy_error = error
-        if self._recording:
-            try:
-                self.recorder.error(self.seq, now, event, error)
-            except Exception as lost:
-                self._recording = False
-                self.broken("the recorder", lost)
+        self._record.error(self.seq, now, event, error)
         self._banish(_request_of(event))
         self._tap(event)
         try:
@@ -330,14 +203,13 @@ class ControlLoop:
 
     def _banish(self, request_id: str | None) -> None:
         """End a request that the control can no longer be trusted with, and tell the control that its client has left."""
-        if request_id is None or request_id in self._banished:
+        if request_id is None or request_id in self.attempts.banished:
             return
-        self._banished.add(request_id)
+        self.attempts.banished.add(request_id)
         if request_id in self.open:
             self._forget(request_id)
             self.hosted.tell(request_id, fx.Close(request_id, "failed", "unexpected_exception", "policy_error"))
-        for attempt in [a for a in self.attempts.values() if a.key[0] == request_id]:
-            attempt.stop("policy_error", "unexpected_exception")
+        self.attempts.stop_banished(request_id)
         self.deliver(Cancelled(request_id, None, "policy_error", "unexpected_exception"))
 
     def broken(self, who: str, error: Exception) -> None:
@@ -361,30 +233,25 @@ class ControlLoop:
             self.deliver(Commanded("stop"))
         if cut:
             self._cut_all()
-        if not self.attempts:
+        if not self.attempts.alive:
             self.maybe_land()
 
     def _cut_all(self) -> None:
         if self._cut:
             return
         self._cut = True
-        for attempt in list(self.attempts.values()):
-            attempt.stop("stopped")
+        self.attempts.stop_all()
         if self._late is not None:
             self._late.cancel()
-        self._late = self._loop.call_later(LET_GO_S, self._abandon_all)
-
-    def _abandon_all(self) -> None:
-        for attempt in list(self.attempts.values()):
-            attempt.abandon("stopped")
+        self._late = self._loop.call_later(LET_GO_S, self.attempts.abandon_all)
 
     def maybe_land(self) -> None:
         """The run is over if it was stopped and no stream is left, or if nothing is open and nothing will come."""
         if self._draining or self.landed.is_set():
             return
-        if not self.stopping and (self.open or self.attempts or self._shadow is not None or not self.hosted.done()):
+        if not self.stopping and (self.open or self.attempts.alive or self._shadow is not None or not self.hosted.done()):
             return
-        if self.stopping and (self.attempts or self.inbox):
+        if self.stopping and (self.attempts.alive or self.inbox):
             return
         self.why = self.why or "done"
         self.gate.close()

@@ -29,7 +29,7 @@ class Patrol:
         duties = [
             (self._stop, STOP_POLL_S, "the stop file"), (self._view, VIEW_S, "the control's view"), (self._gauges, SAMPLE_S, "the record"),
         ]
-        if self._core.wants_progress:
+        if self._core.attempts.tells_progress:
             duties.append((self._progress, PROGRESS_S, "the driver"))
         self._tasks = [asyncio.create_task(self._walk(*duty)) for duty in duties]
 
@@ -61,7 +61,7 @@ class Patrol:
         self.view = self._core.control.view()
 
     def _progress(self) -> None:
-        self._core.report_progress()
+        self._core.attempts.report_progress()
 
     def _gauges(self) -> None:
         core = self._core

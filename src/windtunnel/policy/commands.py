@@ -10,7 +10,7 @@ from windtunnel import effects as fx
 from windtunnel.errors import ConfigValueError
 from windtunnel.events import Commanded
 from windtunnel.policy.param import check_number
-from windtunnel.policy.routing.fleet import BOOTING, DRAINING, READY
+from windtunnel.policy.routing.replica import BOOTING, DRAINING, READY
 from windtunnel.policy.settings import ControlSettings
 
 if TYPE_CHECKING:

@@ -38,7 +38,8 @@ from windtunnel.policy.commands import carry_out
 from windtunnel.policy.flow import Flow
 from windtunnel.policy.lane import Lane
 from windtunnel.policy.open_request import CLOSING
-from windtunnel.policy.routing.fleet import BOOTING, Fleet
+from windtunnel.policy.routing.fleet import Fleet
+from windtunnel.policy.routing.replica import BOOTING
 from windtunnel.policy.routing.router import ReplicaChange
 from windtunnel.policy.settings import ControlSettings
 from windtunnel.policy.view import View

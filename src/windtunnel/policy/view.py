@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from windtunnel.policy.admission.request import PressureSnapshot
-    from windtunnel.policy.routing.fleet import ReplicaView
+    from windtunnel.policy.routing.replica import ReplicaView
 
 
 class Tally:

@@ -12,7 +12,7 @@ from windtunnel.policy.param import BuildContext, Param, check_number
 from windtunnel.policy.queueing.fair import Eligible
 from windtunnel.policy.queueing.item import QueueItem, Selection
 from windtunnel.policy.queueing.keyed import KeyedQueue
-from windtunnel.policy.routing.fleet import NOMINAL_INPUT
+from windtunnel.policy.routing.replica import NOMINAL_INPUT
 
 Entry = tuple[int, int, QueueItem]
 

@@ -11,7 +11,7 @@ from windtunnel.policy.param import BuildContext, Param, check_number
 from windtunnel.policy.queueing.fair import Eligible, FairTaskQueue
 from windtunnel.policy.queueing.item import QueueItem, QueueView, Selection
 from windtunnel.policy.queueing.order import ActiveGroup
-from windtunnel.policy.routing.fleet import NOMINAL_INPUT
+from windtunnel.policy.routing.replica import NOMINAL_INPUT
 
 PREDICT_FROM = 5
 PROFILE = (0.21001891, 0.10075395, 0.0039868, 0.00324733, 1.14601454)  # ms on an A10G with Llama-2-7B, from the paper's artifact

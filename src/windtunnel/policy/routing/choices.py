@@ -11,8 +11,9 @@ from typing import Annotated
 from windtunnel.errors import ConfigError
 from windtunnel.events import Request
 from windtunnel.policy.param import BuildContext, Param, Rng, check_number
-from windtunnel.policy.routing.fleet import Fleet, Replica
+from windtunnel.policy.routing.fleet import Fleet
 from windtunnel.policy.routing.least import By, least_of
+from windtunnel.policy.routing.replica import Replica
 from windtunnel.policy.routing.router import Choice, NoReplica, ReplicaChange
 
 

@@ -1,109 +1,22 @@
-"""The fleet ledger: which replicas there are, and what this control has running on each. Own in-flight is exact, never stale."""
+"""The fleet ledger: what this control has running on each replica. Own in-flight is exact, never stale."""
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
-from collections import deque
-from dataclasses import dataclass
 from math import inf
 from typing import Literal
 
 from windtunnel.errors import ConfigValueError, PolicyError
-from windtunnel.events import ReplicaBooting, ReplicaReady, Request, Scrape, Scraped
+from windtunnel.events import Request, Scraped
 from windtunnel.policy.param import check_number
+from windtunnel.policy.routing.replica import GONE, Replica, ReplicaView
+from windtunnel.policy.routing.roll import Roll
 
-BOOTING, READY, DRAINING, GONE = "booting", "ready", "draining", "gone"
-MEAN_OVER = 256  # known inputs and completed outputs behind the means of a pool
-NOMINAL_OUTPUT, NOMINAL_INPUT = 256, 1024
 FORGET_EVERY = 1024  # dispatches, between two looks at what is older than the window
 ACCOUNTINGS = ("in_flight", "since_scrape", "snapshot")
-
-
-class PoolTokens:
-    """Token counts of a pool's last 256 known inputs and completed outputs; means to the nearest int, nominal before the first."""
-
-    __slots__ = ("_outputs", "_sum", "inputs", "output")
-
-    def __init__(self) -> None:
-        self.inputs: deque[int] = deque(maxlen=MEAN_OVER)
-        self._outputs: deque[int] = deque()
-        self._sum = 0
-        self.output = NOMINAL_OUTPUT  # mean output, kept up to date; the mean input is rarely asked for
-
-    def saw_output(self, tokens: int) -> None:
-        outputs = self._outputs
-        outputs.append(tokens)
-        total = self._sum + tokens
-        if len(outputs) > MEAN_OVER:
-            total -= outputs.popleft()
-        self._sum = total
-        self.output = (2 * total + len(outputs)) // (2 * len(outputs))
-
-    def input(self) -> int:
-        n = len(self.inputs)
-        return (2 * sum(self.inputs) + n) // (2 * n) if n else NOMINAL_INPUT
-
-    def charge(self, request: Request) -> int:
-        """What a request counts for: input + expected output (the bound or the mean of past outputs, whichever is smaller)."""
-        tokens_in, bound, mean = request.input_tokens, request.max_tokens, self.output
-        return (self.input() if tokens_in is None else tokens_in) + (mean if bound is None or mean < bound else bound)
-
-
-class Replica:
-    """The live entry of one replica. in_flight: own dispatches without an end; others: what its last scrape adds, if it adds anything."""
-
-    __slots__ = (
-        "ended_at", "id", "in_flight", "in_flight_tokens", "kv_tokens", "last_sent_seq", "ordinal", "others", "pool", "prefill_tokens",
-        "ready_s", "role", "scrape", "sent_at", "slots", "state", "tokens", "weight",
-    )
-
-    def __init__(self, id: str, pool: str, role: str, ordinal: int, tokens: PoolTokens) -> None:
-        self.id, self.pool, self.role, self.ordinal, self.tokens = id, pool, role, ordinal, tokens
-        self.state, self.weight = BOOTING, 1.0
-        self.ready_s: float | None = None
-        self.slots: int | None = None
-        self.kv_tokens: int | None = None
-        self.in_flight = self.in_flight_tokens = self.prefill_tokens = 0
-        self.last_sent_seq = -1
-        self.scrape: Scrape | None = None
-        self.others: int | None = None
-        self.sent_at: list[float] = []  # times of own dispatches and ends within the ledger's window
-        self.ended_at: list[float] = []
-
-    def after(self, t: float) -> tuple[int, int]:
-        """Own dispatches and ends after t."""
-        sent, ended = self.sent_at, self.ended_at
-        return len(sent) - bisect_right(sent, t), len(ended) - bisect_right(ended, t)
-
-    def forget(self, before: float) -> None:
-        """Drop times older than the window."""
-        del self.sent_at[: bisect_left(self.sent_at, before)], self.ended_at[: bisect_left(self.ended_at, before)]
-
-
-@dataclass(frozen=True, slots=True)
-class ReplicaView:
-    """A frozen picture of one replica; ready_s None: not ready yet; scrape None: none, or stale."""
-
-    id: str
-    pool: str
-    role: str
-    ordinal: int
-    weight: float
-    slots: int | None
-    kv_tokens: int | None
-    state: str
-    ready_s: float | None
-    in_flight: int
-    in_flight_tokens: int
-    prefill_tokens: int
-    scrape: Scrape | None
-    last_sent_seq: int
-
-
 _VIEWED = tuple(name for name in ReplicaView.__dataclass_fields__ if name != "scrape")
 
 
-class Fleet:
+class Fleet(Roll):
     """Owned and changed by `Control` alone, from events; routers read it. An empty tuple of pools means all pools.
 
     accounting: how a fresh scrape counts in `load`: `in_flight` adds other people's requests to our own, `since_scrape` adds our sends
@@ -122,43 +35,19 @@ class Fleet:
         self.stale_after_s = 3 * scrape_interval_s if stale_after_s is None else stale_after_s
         self.ledger_window_s, self.accounting = ledger_window_s, accounting
         self._usable_s = min(self.stale_after_s, ledger_window_s)
-        self.replicas: dict[str, Replica] = {}
-        self.members = self.sequence = self.late_done = 0
+        super().__init__()
+        self.sequence = self.late_done = 0
         self.scan_until = -inf  # until then a scrape may make `load` differ from `in_flight`
-        self._ended = self._scrapes = self._joined = 0
+        self._ended = self._scrapes = 0
         self._forget_at = FORGET_EVERY
         self._flights: dict[str, tuple[Replica, int, int, int]] = {}  # request id -> (replica, dispatch, charge, prefill tokens left)
         self._prefills: dict[str, tuple[Replica, int, int]] = {}  # of pairs: request id -> (prefill replica, tokens, prefill tokens left)
-        self._tokens: dict[str, PoolTokens] = {}
-        self._serving: dict[tuple[str, ...], tuple[int, tuple[Replica, ...]]] = {}
 
     @property
     def version(self) -> int:
         return self.members + self.sequence + self._ended + self._scrapes
 
     # -- replicas -----------------------------------------------------------------------------------------------------------------
-
-    def booting(self, event: ReplicaBooting, now: float) -> None:
-        """Asked for, or one boot stage on; a replica that served before is out until it is ready again."""
-        self._move(self._entry(event.replica, event.pool, event.role), BOOTING)
-
-    def ready(self, event: ReplicaReady, now: float) -> None:
-        """Serves (again). Raises ConfigValueError for a weight that is not finite and positive."""
-        check_number(f"{event.replica}.weight", event.weight, above=0.0)
-        r = self._entry(event.replica, event.pool, event.role)
-        r.weight, r.slots, r.kv_tokens, r.ready_s = event.weight, event.slots, event.kv_tokens, now
-        self._move(r, READY)
-
-    def draining(self, id: str, now: float) -> None:
-        """No new work for it; what it has goes on. Unknown ids are ignored."""
-        if (r := self.replicas.get(id)) is not None:
-            self._move(r, DRAINING)
-
-    def undrain(self, id: str, now: float) -> None:
-        """A draining replica takes work again, or goes on booting if it never served."""
-        r = self.replicas.get(id)
-        if r is not None and r.state == DRAINING:
-            self._move(r, BOOTING if r.ready_s is None else READY)
 
     def gone(self, id: str, now: float) -> list[tuple[str, int]]:
         """Forget a replica. Returns what was still on it, as `in_flight_of` does; later ends of these are late."""
@@ -172,20 +61,6 @@ class Fleet:
         if (r := self.replicas.pop(id, None)) is not None:
             self._move(r, GONE)
         return lost
-
-    def _entry(self, id: str, pool: str, role: str) -> Replica:
-        r = self.replicas.get(id)
-        if r is None:
-            tokens = self._tokens.setdefault(pool, PoolTokens())
-            r = self.replicas[id] = Replica(id, pool, role, self._joined, tokens)
-            self._joined += 1
-        elif r.pool != pool:
-            raise PolicyError(f"replica {id!r} of pool {r.pool!r} cannot be in pool {pool!r}, too")
-        return r
-
-    def _move(self, r: Replica, state: str) -> None:
-        r.state = state
-        self.members += 1
 
     # -- traffic ------------------------------------------------------------------------------------------------------------------
 
@@ -319,46 +194,6 @@ class Fleet:
         """What a request in flight is charged with; 0 if it is not in flight."""
         flight = self._flights.get(request_id)
         return 0 if flight is None else flight[2]
-
-    def serving(self, pools: tuple[str, ...]) -> tuple[Replica, ...]:
-        """The ready replicas of the pools, in ordinal order."""
-        cached = self._serving.get(pools)
-        if cached is None or cached[0] != self.members:
-            found = (r for r in self.replicas.values() if r.state == READY and (not pools or r.pool in pools))
-            cached = self._serving[pools] = (self.members, tuple(sorted(found, key=lambda r: r.ordinal)))
-        return cached[1]
-
-    def candidates(self, pools: tuple[str, ...], request: Request) -> tuple[Replica, ...]:
-        """Who may take a request, in ordinal order: serving replicas (of its pool, or the one it is fixed to), without those it has
-        tried, unless it has tried them all."""
-        if request.pool is not None and (not pools or request.pool in pools):
-            pools = (request.pool,)
-        found = self.serving(pools)
-        if request.replica is not None:
-            found = tuple(r for r in found if r.id == request.replica)
-        if request.tried:
-            return tuple(r for r in found if r.id not in request.tried) or found
-        return found
-
-    def absence(self, pools: tuple[str, ...], replica: str | None = None) -> str:
-        """Why there is no candidate: no_replica, none_ready or all_draining. replica: the only one that would do."""
-        states = {r.state for r in self._of(pools) if replica is None or r.id == replica}
-        return "none_ready" if BOOTING in states else "all_draining" if DRAINING in states else "no_replica"
-
-    def _of(self, pools: tuple[str, ...]) -> list[Replica]:
-        return [r for r in self.replicas.values() if not pools or r.pool in pools]
-
-    def ready_count(self, pools: tuple[str, ...]) -> int:
-        return len(self.serving(pools))
-
-    def coming_count(self, pools: tuple[str, ...]) -> int:
-        """Replicas that are booting or draining: something there is, or will be."""
-        return len(self._of(pools)) - len(self.serving(pools))
-
-    def slots(self, pools: tuple[str, ...]) -> int | None:
-        """Requests that the ready replicas run at once; None if one does not say or none is ready."""
-        known = [r.slots for r in self.serving(pools)]
-        return None if not known or None in known else sum(s for s in known if s is not None)
 
     def in_flight_of(self, id: str) -> list[tuple[str, int]]:
         """(request id, dispatch) of the attempts on a replica, in dispatch order; those that it only prefills, too."""

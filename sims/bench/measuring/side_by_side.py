@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parents[1]
 ENVIRONMENTS = Path(tempfile.gettempdir()) / "windtunnel-peers"
 TOTALS = ("requests", "input_tokens", "output_tokens")
 

@@ -1,0 +1,1 @@
+"""What several benchmarks share: how results are written, and how other simulators are run beside this one. No benchmark itself."""
