@@ -26,14 +26,14 @@ GROUP = "windtunnel__mypyc"  # what the compiled modules share
 SUFFIX: str = sysconfig.get_config_var("EXT_SUFFIX") or ".so"
 ROOTS = ("policy", "sources", "sim", "events.py", "effects.py", "errors.py", "lab/recorder.py", "lab/originals.py")
 MODULES = (
-    "sim.kv", "sim.jump", "sim.attempt", "sim.tokens", "sim.prefix", "sim.specdecode", "sim.engine", "sim.lora", "sim.pipeline_group", "sim.service",
-    "sim.service_shared", "sim.service_bulk", "sim.service_servers", "sim.arriving", "sim.dispatching", "sim.engine_news", "sim.wakes",
+    "sim.kv", "sim.jump", "sim.attempt", "sim.tokens", "sim.prefix", "sim.stretched", "sim.engine", "sim.lora", "sim.pipeline_group", "sim.job",
+    "sim.arriving", "sim.dispatching", "sim.engine_news", "sim.wakes",
     *(f"sim.batching.{name}" for name in (
         "conserved", "egress", "fittings", "handover", "intake", "members", "prefill_first", "priority_line", "progress", "reports", "room", "runs",
         "sarathi", "static", "timing", "vllm")),
     *(f"policy.{name}" for name in (
         "book", "control", "endings", "expiry", "flow", "open_request", "outcomes", "quarantine", "timers", "admission.completion_rate",
-        "admission.request", "admission.endpoints", "admission.waiting", "routing.fleet")),
+        "admission.request", "admission.endpoints", "admission.waiting", "routing.fleet", "routing.replica", "routing.roll")),
     "lab.originals", "lab.recorder",
 )
 

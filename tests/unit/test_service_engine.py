@@ -7,7 +7,8 @@ import pytest
 from windtunnel.errors import ConfigValueError
 from windtunnel.sim.agenda import ARRIVAL, Agenda
 from windtunnel.sim.attempt import Attempt, Refusal
-from windtunnel.sim.service import DISCIPLINES, Job, ServiceConfig, Station, service_engine
+from windtunnel.sim.job import Job
+from windtunnel.sim.service import DISCIPLINES, ServiceConfig, Station, service_engine
 from windtunnel.sources.dist import Const
 
 Work = tuple[float, float, int]  # arrival s, seconds of work, priority

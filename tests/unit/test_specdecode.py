@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from windtunnel.errors import ConfigValueError
 from windtunnel.sim.agenda import ARRIVAL, Agenda
 from windtunnel.sim.engine import Attempt, EngineConfig, SimEngine, SpecDecode
-from windtunnel.sim.specdecode import StretchedBlocks, steps_for, tokens_after
+from windtunnel.sim.specdecode import steps_for, tokens_after
 from windtunnel.sim.stepmodels.affine import Affine
 from windtunnel.sim.stepmodels.vidur import VidurRoofline
+from windtunnel.sim.stretched import StretchedBlocks
 
 SECOND = Affine(1.0, 0.0, 0.0, 0.0)
 

@@ -12,9 +12,9 @@ from windtunnel.sim.agenda import ARRIVAL, Agenda
 from windtunnel.sim.engine import Attempt
 from windtunnel.sim.faults import Faults
 from windtunnel.sim.fleet import SimFleet
+from windtunnel.sim.job import Job
 from windtunnel.sim.lifecycle import READY
 from windtunnel.sim.pd import Handoffs, pairs_of
-from windtunnel.sim.service import Job
 
 
 class Dispatching:

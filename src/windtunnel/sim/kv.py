@@ -31,16 +31,18 @@ class Blocks:
         """Blocks of one request with so many computed tokens."""
         return -(-tokens // self.size)
 
-    def join(self, base: int) -> None:
-        """A request decodes from now on; its blocks leave `fixed` with the caller."""
+    def join(self, base: Any) -> None:
+        """A request decodes from now on; its blocks leave `fixed` with the caller. base: an int here."""
+        tokens: int = base
         self.n += 1
-        self.base_sum += base
-        self.bins[base % self.size] += 1
+        self.base_sum += tokens
+        self.bins[tokens % self.size] += 1
 
-    def leave(self, base: int) -> None:
+    def leave(self, base: Any) -> None:
+        tokens: int = base
         self.n -= 1
-        self.base_sum -= base
-        self.bins[base % self.size] -= 1
+        self.base_sum -= tokens
+        self.bins[tokens % self.size] -= 1
 
     def used(self, D: int) -> int:
         """Blocks in use when the decodes have computed `base + D` tokens each. O(size)."""

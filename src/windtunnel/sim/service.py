@@ -15,6 +15,7 @@ from windtunnel.errors import ConfigValueError
 from windtunnel.policy.param import Param, check_number
 from windtunnel.sim.agenda import Agenda
 from windtunnel.sim.attempt import GONE, RUNNING, WAITING, Attempt, EngineState, Refusal
+from windtunnel.sim.job import Job
 from windtunnel.sources.dist import Dist
 
 DISCIPLINES = ("fcfs", "ps", "priority", "preemptive", "sjf", "srpt")
@@ -65,18 +66,6 @@ class ServiceConfig:
     def draws(self) -> bool:
         """Does it need a generator?"""
         return self.setup_s is not None and not isinstance(self.setup_s, (int, float))
-
-
-class Job(Attempt):
-    """An attempt that carries its seconds of work; left_s: what is still to do, valid while it is not being served."""
-
-    __slots__ = ("ends_at", "left_s", "rank", "service_s")
-
-    def __init__(self, id: str, dispatch: int, prompt: int, output: int, priority: int, service_s: float) -> None:
-        super().__init__(id, dispatch, prompt, output, priority)
-        self.service_s = self.left_s = service_s
-        self.ends_at = 0.0  # while served: run s; under ps: in served seconds of the station
-        self.rank: tuple[float, ...] = ()
 
 
 class Station:

@@ -7,7 +7,8 @@ from typing import Any
 
 from windtunnel.sim.agenda import COMPLETION
 from windtunnel.sim.attempt import WAITING
-from windtunnel.sim.service import Job, Station
+from windtunnel.sim.job import Job
+from windtunnel.sim.service import Station
 
 
 class Bulk(Station):

@@ -11,8 +11,9 @@ from windtunnel.sim.batching.priority_line import PriorityLine
 from windtunnel.sim.engine_config import EngineConfig
 from windtunnel.sim.kv import Blocks
 from windtunnel.sim.prefix import PrefixCache
-from windtunnel.sim.specdecode import LookaheadBlocks, StretchedBlocks, steps_for, tokens_after
+from windtunnel.sim.specdecode import steps_for, tokens_after
 from windtunnel.sim.stepmodels.model import StepModel
+from windtunnel.sim.stretched import LookaheadBlocks, StretchedBlocks
 from windtunnel.sim.tokens import Pieces
 
 NO_LIMIT = 1 << 62
