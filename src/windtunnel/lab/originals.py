@@ -24,8 +24,8 @@ Earlier = tuple[int, float, float | None, int, int]
 class Row:
     """An original whose request is open, or whose last attempt is still letting go."""
 
-    __slots__ = ("arrived_s", "attempts", "dispatch", "end", "first_token_s", "index", "intended_s", "live", "prefill", "replica", "request",
-                 "sent_s", "started_s", "tokens", "wasted")
+    __slots__ = ("arrived_s", "attempts", "dispatch", "end", "first_token_s", "index", "intended_s", "live", "predicted_start_s", "prefill",
+                 "replica", "request", "sent_s", "started_s", "tokens", "wasted")
 
     def __init__(self, request: ev.Request) -> None:
         self.request = request
@@ -33,6 +33,7 @@ class Row:
         self.attempts = self.wasted = self.dispatch = 0  # attempts: of the submissions before this one
         self.live = False
         self.sent_s: float | None = None
+        self.predicted_start_s: float | None = None
         self.started_s: float | None = None
         self.first_token_s: float | None = None
         self.replica: str | None = None
@@ -137,7 +138,7 @@ class Originals:
             row.arrived_s, row.sent_s, event.started_s, event.first_token_s, now,
             request.input_tokens if event.input_tokens is None else event.input_tokens, event.output_tokens, event.cached_tokens,
             row.replica, row.prefill, "success", event.finish_reason, row.attempts + row.dispatch, request.deadline_s, row.wasted,
-            event.engine,
+            event.engine, row.predicted_start_s,
         ))
         if len(self._rows) >= CHUNK:
             self._flush()
@@ -198,6 +199,8 @@ class Originals:
             row.live = True
             self.running += 1
         row.dispatch, row.sent_s, row.replica, row.prefill = effect.dispatch, now, effect.replica, effect.prefill
+        if effect.predicted_start_s is not None:
+            row.predicted_start_s = effect.predicted_start_s
         if effect.dispatch > 1:
             row.started_s = row.first_token_s = row.tokens = None
 
@@ -254,7 +257,7 @@ class Originals:
         self._rows.append((
             origin, request.tenant, request.priority, request.model, request.turn, request.phase, row.intended_s, row.arrived_s, row.sent_s,
             row.started_s, row.first_token_s, ended_s, request.input_tokens, row.tokens, None, row.replica, row.prefill, outcome, reason,
-            attempts, request.deadline_s, row.wasted, None,
+            attempts, request.deadline_s, row.wasted, None, row.predicted_start_s,
         ))
         if len(self._rows) >= CHUNK:
             self._flush()

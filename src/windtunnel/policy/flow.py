@@ -87,6 +87,7 @@ class Flow(Expiry):
                 lane.gates.give_back(opened.request, now)
             self._end_waiting(item.id, offered.rejected[0].denial, at_the_door=True)
             return
+        opened.predicted_start_s = lane.predicted_start_s(item, now)
         self._arm_waiting(opened)
         if len(lane.waiting) == 1 or lane.admission.admissible(lane.resource, now):
             self.mark(lane)  # open although others wait: they are held up by wishes of their own
@@ -117,9 +118,11 @@ class Flow(Expiry):
                 break
             if queue.commit(selection, now) is None:
                 continue
+            predicted_start_s = None
             if not opened.dispatches:
                 opened.tally.waiting -= 1
-            self._dispatch(opened, choice, admission.grant(lane.resource, now))  # type: ignore[arg-type]
+                predicted_start_s = opened.predicted_start_s
+            self._dispatch(opened, choice, admission.grant(lane.resource, now), predicted_start_s)  # type: ignore[arg-type]
         if lane.skip:
             lane.skip.clear()
 
@@ -134,7 +137,7 @@ class Flow(Expiry):
             return True
         return False
 
-    def _dispatch(self, opened: OpenRequest, choice: Choice, lease: RequestLease) -> None:
+    def _dispatch(self, opened: OpenRequest, choice: Choice, lease: RequestLease, predicted_start_s: float | None = None) -> None:
         request, now, replica = opened.request, self.now, choice.replica
         opened.dispatches = dispatch = opened.dispatches + 1
         opened.state, opened.replica, opened.lease, opened.sent_s, opened.first_token = RUNNING, replica, lease, now, False
@@ -151,7 +154,7 @@ class Flow(Expiry):
         if dispatch == 1:
             opened.tally.admitted_tokens += charge
         self.out.append(fx.Dispatch(request, dispatch, replica, lease.lease_id, choice.reason, choice.prefill, choice.epoch,
-                                     choice.matched_blocks, choice.score))
+                                     choice.matched_blocks, choice.score, predicted_start_s))
         if self._watches:
             self._watch_attempt(opened)
 

@@ -53,6 +53,10 @@ class AdaptiveLifoQueue(FifoQueue):
             return None
         return next(reversed(self._items.values())) if self.backlogged(now) else next(iter(self._items.values()))
 
+    def ahead(self, item: QueueItem, now: float) -> int:
+        """Waiting items that go before the one that has just been queued, as things stand: nobody while backlogged."""
+        return 0 if self.backlogged(now) else len(self._items) - 1
+
     def select(self, eligible: Eligible, now: float) -> Selection | None:
         """The item whose turn it is, if it is eligible."""
         head, view = self._first(now), self.view()
