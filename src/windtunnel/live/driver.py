@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from windtunnel.live.plugins.host import PluginHost
     from windtunnel.policy.planning.outside import Outside
 
-GIVES = frozenset({"started", "first_token", "progress", "scrape", "prefix_blocks", "route_key", "token_counts"})
+GIVES = frozenset({"started", "first_token", "progress", "scrape", "prefix_blocks", "route_key", "token_counts", "interruptible"})
 UNKNOWN = frozenset({"fpm"})  # engines tell no steps over HTTP: who asks for them has to do without, as when reports are late
 SECOND_STOP_S = 5.0  # a second stop within this time means: cut
 MANY, LATE_S = 10_000, 1.0  # inbox length and loop lag from which doors should refuse
@@ -311,6 +311,8 @@ class LiveDriver:
         self._clock, self._core, self._loop = clock, core, loop
         try:
             await watch.look_at_all()
+            if "interruptible" in self.control.needs and (fixed := watch.never_stops()):
+                raise ConfigNeedsError("interruptible", "hard pre-emption", "live", hint=f"replica {fixed} cannot stop a running request")
             if self._gate.mode == "armed":
                 self._check(watch)
             if t0 is None:

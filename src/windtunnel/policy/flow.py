@@ -80,7 +80,9 @@ class Flow(Expiry):
         offered = lane.queue.offer((item,), now)
         opened.tally.waiting += 1
         for shed in offered.evicted:
-            self.open[shed.item.id].tally.evicted += 1
+            victim = self.open[shed.item.id]
+            if not victim.dispatches:  # else it was admitted once, and has failed
+                victim.tally.evicted += 1
             self._end_waiting(shed.item.id, shed.denial)
         if offered.rejected:
             if lane.gates is not None:
@@ -96,10 +98,7 @@ class Flow(Expiry):
         """Dispatch until the lane is shut or nothing eligible waits: O(log n) per dispatched or blocked head."""
         now, queue, admission = self.now, lane.queue, lane.admission
         lane.dirty = False
-        if (due_s := self._queue_timers.first()) is not None and due_s <= now:
-            self._expire_due()  # a wake may be late, or still to come at this very time: what is over is not dispatched
-        for shed in queue.shed(now):
-            self._end_waiting(shed.item.id, shed.denial)
+        self._let_go_of_late(lane)
         while lane.waiting:
             if not admission.admissible(lane.resource, now):
                 opens_at = admission.next_open(lane.resource, now)
@@ -118,13 +117,17 @@ class Flow(Expiry):
                 break
             if queue.commit(selection, now) is None:
                 continue
-            predicted_start_s = None
-            if not opened.dispatches:
-                opened.tally.waiting -= 1
-                predicted_start_s = opened.predicted_start_s
-            self._dispatch(opened, choice, admission.grant(lane.resource, now), predicted_start_s)  # type: ignore[arg-type]
+            self._dispatch(opened, choice, admission.grant(lane.resource, now), True)  # type: ignore[arg-type]
         if lane.skip:
             lane.skip.clear()
+
+    def _let_go_of_late(self, lane: Lane) -> None:
+        """A wake may be late, or still to come at this very time: what is over is not dispatched, nor what the queue sheds."""
+        now = self.now
+        if (due_s := self._queue_timers.first()) is not None and due_s <= now:
+            self._expire_due()
+        for shed in lane.queue.shed(now):
+            self._end_waiting(shed.item.id, shed.denial)
 
     def _pass_over(self, opened: OpenRequest, reason: str) -> bool:
         """Has this head wishes of its own that nothing meets now? Then it does not hold up the lane; it ends if its replica is no more."""
@@ -137,12 +140,16 @@ class Flow(Expiry):
             return True
         return False
 
-    def _dispatch(self, opened: OpenRequest, choice: Choice, lease: RequestLease, predicted_start_s: float | None = None) -> None:
+    def _dispatch(self, opened: OpenRequest, choice: Choice, lease: RequestLease, queued: bool = False) -> None:
         request, now, replica = opened.request, self.now, choice.replica
         opened.dispatches = dispatch = opened.dispatches + 1
         opened.state, opened.replica, opened.lease, opened.sent_s, opened.first_token = RUNNING, replica, lease, now, False
+        predicted_start_s = None
         if dispatch == 1:
             opened.tally.active += 1
+            if queued:
+                opened.tally.waiting -= 1
+                predicted_start_s = opened.predicted_start_s
             if (gates := opened.lane.gates) is not None:
                 gates.dispatched(request, now - opened.item.arrived_at, now)
         opened.lane.router.sent(request, choice, now)

@@ -81,6 +81,14 @@ class Lane:
                 queue.completion_rate = partial(self.admission.completion_rate, self.resource)
             queue = getattr(queue, "inner", None)
 
+    def may_shed(self, allowed: bool) -> None:
+        """May a queue let go of waiting requests for more urgent ones?"""
+        queue: Any = self.queue
+        while queue is not None:
+            if hasattr(queue, "may_shed"):
+                queue.may_shed = allowed
+            queue = getattr(queue, "inner", None)
+
     def latency_s(self, event: Finished, sent_s: float, now: float) -> float | None:
         """What limits learn of an answer, s, where that is not the time to its first token; None if it does not say."""
         if self.signal == "rtt":

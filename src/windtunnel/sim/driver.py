@@ -32,7 +32,8 @@ from windtunnel.sim.step_reports import REPORT_S, teller
 from windtunnel.sources.seeding import PolicyRng
 from windtunnel.sources.source import Source, check_books
 
-GIVES = frozenset({"fpm", "handover", "started", "first_token", "progress", "scrape", "prefix_blocks", "route_key", "token_counts"})
+GIVES = frozenset({"fpm", "handover", "started", "first_token", "progress", "scrape", "prefix_blocks", "route_key", "token_counts",
+                   "interruptible"})
 HEARD = {FirstToken: "first_token", Progressed: "progress", Started: "started"}  # what a source may ask to be told, beside ends
 PROGRESS_S = 0.25  # run s between two reports of a replica whose batch does not change
 SLICE = 256  # agenda entries between two looks at the wall clock

@@ -107,6 +107,13 @@ class RequestAdmission:
             return False
         return self.breaker is None or self.breaker.admissible(now)
 
+    def full(self, resource: ResourceKey, now: float) -> bool:
+        """Is it shut for want of room alone, so that an end would open it? Changes nothing."""
+        r = self._resources.get(resource)
+        if r is None or self._shut or now < r.limit.blocked_until or r.in_flight < r.bound(now):
+            return False
+        return self.breaker is None or self.breaker.admissible(now)
+
     def why_not(self, resource: ResourceKey, now: float) -> Denial:
         """The denial of a resource that is not admissible, in the order shutdown, unregistered, cool-down, capacity, breaker."""
         r = self._resources.get(resource)

@@ -54,6 +54,7 @@ class BoundedQueue:
         self.capacity_by_class = {0: 128, 1: 128} if capacity_by_class is None else dict(capacity_by_class)
         self.on_full_by_class = {0: "reject", 1: "drop_lru"} if on_full_by_class is None else dict(on_full_by_class)
         self.completion_rate = completion_rate
+        self.may_shed = True  # does shed_low_priority find victims?
         self.needs: frozenset[str] = getattr(inner, "needs", frozenset())
         self._classes: dict[int, OrderedDict[str, QueueItem]] = {}  # oldest enqueued first
         self._class_of: dict[str, int] = {}
@@ -113,7 +114,7 @@ class BoundedQueue:
             least_urgent = newcomer if class_full else max((c for c in self._classes if c >= newcomer), default=None)
             line = None if least_urgent is None else self._classes.get(least_urgent)
             return next(iter(line.values())) if line else None
-        if policy == "shed_low_priority" and not class_full:
+        if policy == "shed_low_priority" and self.may_shed and not class_full:
             least_urgent = max((c for c in self._classes if c > newcomer), default=None)
             return None if least_urgent is None else next(reversed(self._classes[least_urgent].values()))
         return None
