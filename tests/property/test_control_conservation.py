@@ -378,8 +378,8 @@ class ControlMachine(RuleBasedStateMachine):
             spare = [self.requests[i].priority for i, (_, r) in self.attempts.items()
                      if self.requests[i].model == lane.name and i not in stopping | self.ended and len(self.stopped_for_others.get(i, ())) < 2
                      and self.control.fleet.replicas[r].state == READY]
-            full = lane.admission.full(lane.resource, self.now)
-            if not spare or not full:
+            full = lane.admission.full_from(lane.resource, self.now) == self.now
+            if not spare or not full or self.wakes.get("requests", float("inf")) <= self.now:
                 continue
             next_one = lane.queue.select(lambda item, _: item.id not in flow._promised, self.now)
             if next_one is not None and next_one.item.request is not None and next_one.item.request.replica is None:

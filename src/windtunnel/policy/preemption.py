@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from windtunnel.policy.admission.denial import make_denial
+from windtunnel.policy.admission.denial import Denial, make_denial
 from windtunnel.policy.flow import Flow
 from windtunnel.policy.lane import Lane
 from windtunnel.policy.open_request import CLOSING, RUNNING, WAITING, OpenRequest
@@ -76,6 +76,12 @@ class Preempting(Flow):
         super()._wait(opened)
         self.mark(opened.lane)
 
+    def _end_waiting(self, request_id: str, denial: Denial, outcome: str | None = None, *, at_the_door: bool = False) -> None:
+        lane = self.open[request_id].lane
+        super()._end_waiting(request_id, denial, outcome, at_the_door=at_the_door)
+        if lane.waiting:
+            self.mark(lane)  # it may have stood before somebody urgent
+
     def _pump(self, lane: Lane) -> None:
         returned = self._returned.pop(lane, None)
         if returned is not None:
@@ -86,10 +92,14 @@ class Preempting(Flow):
 
     def _make_way(self, lane: Lane) -> None:
         """Stop one victim for each waiting request that is urgent enough and has none yet."""
-        while lane.admission.full(lane.resource, self.now):
-            item = self._next_urgent(lane)
-            if item is None or not (self._inherits(lane, item) or self._stop_one(lane, item)):
-                return
+        full_from = lane.admission.full_from(lane.resource, self.now) if self._victims[lane] else None
+        if full_from is None:
+            return
+        if full_from > self.now:
+            self.want("requests", full_from)
+            return
+        while (item := self._next_urgent(lane)) is not None and (self._inherits(lane, item) or self._stop_one(lane, item)):
+            continue
 
     def _next_urgent(self, lane: Lane) -> QueueItem | None:
         """The first in the queue's order that has no place to come and is more urgent than something that runs."""
