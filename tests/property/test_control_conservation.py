@@ -5,6 +5,7 @@ The world beside it knows only effects: which attempts run where, and which requ
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from random import Random
 from typing import Any
@@ -373,6 +374,9 @@ class ControlMachine(RuleBasedStateMachine):
         if sum(self.now < at + 60.0 for at in self.stops_s) >= self.settings.max_preemptions_per_min:
             return
         flow: Any = self.control.flow
+        for lane in self.control.lanes:
+            queued = Counter(i.priority for line in lane.queue.view()._current().lines().values() for i in line.values())
+            assert dict(flow._waiting[lane]) == queued, "who waits is counted by class"
         stopping = {i for i, d in self.stopped_for_others.items() if i in self.attempts and self.attempts[i][0] in d}
         for lane in self.control.lanes:
             spare = [self.requests[i].priority for i, (_, r) in self.attempts.items()

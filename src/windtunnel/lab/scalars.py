@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 COUNTS = ("offered", "completed", "rejected", "timed_out", "cancelled", "failed", "good")
 PARTIAL = (*COUNTS, "offered_rps", "success_fraction", "rejected_fraction", "timeout_fraction", "failed_fraction", "good_fraction",
            "goodput_rps", "request_rps", "input_tps", "output_tps", "total_tps", "wasted_tokens", "prefix_hit_rate", "prefix_hit_n",
-           "retries_per_request", "lag_p99_s", "eta_mape", "eta_n")
+           "retries_per_request", "lag_p99_s", "eta_mape", "eta_n", "preempted")
 WHOLE = ("window_s", "makespan_s", "in_flight.avg", "in_flight.max", "waiting.avg", "waiting.max", "kv_used_fraction.avg",
          "kv_used_fraction.max", "utilisation", "jain", "service_gap_max", "gpu_hours", "usd", "usd_per_hour", "kwh", "j_per_output_token",
          "usd_per_1k_good", "usd_per_mtok", "good_rps_per_usd_hour", "perfect_gpu_hours", "regret_gpu_hours", "decision_count",
@@ -64,6 +64,7 @@ def part_of(run: Run, rows: Requests, slo: Mapping[str, Any], window: tuple[floa
         "wasted_tokens": int(np.nansum(rows.number("wasted_tokens")[keep])), "prefix_hit_rate": ratio(hit, asked), "prefix_hit_n": hits,
         "retries_per_request": None if not offered else attempts / offered - 1.0,
         "lag_p99_s": float(np.percentile(lags, 99)) if len(lags) else None, "eta_mape": eta_mape, "eta_n": eta_n,
+        "preempted": int(np.nansum(rows.number("preempted")[keep])) if rows.has("preempted") else None,
     }
     for column, met in good.met.items():
         out[f"slo_attainment.{column}"] = ratio(int((met & keep).sum()), offered)

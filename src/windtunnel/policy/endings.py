@@ -91,8 +91,7 @@ class Endings(Book):
         self._arm_waiting(opened)
         self.mark(opened.lane)
 
-    @staticmethod
-    def _to_wait_again(opened: OpenRequest) -> None:
+    def _to_wait_again(self, opened: OpenRequest) -> None:
         opened.paired = False
         opened.state = WAITING  # it stays `active` in the counts: it was admitted once
         opened.item = opened.item_again()

@@ -10,7 +10,7 @@ from windtunnel.policy.admission.denial import Denial, make_denial
 from windtunnel.policy.flow import Flow
 from windtunnel.policy.lane import Lane
 from windtunnel.policy.open_request import CLOSING, RUNNING, WAITING, OpenRequest
-from windtunnel.policy.queueing.item import QueueItem
+from windtunnel.policy.queueing.item import QueueItem, Selection
 from windtunnel.policy.routing.fleet import READY, Fleet
 from windtunnel.policy.routing.router import Choice
 from windtunnel.policy.settings import ControlSettings
@@ -29,13 +29,14 @@ class Preempting(Flow):
     When a lane is shut for want of room alone, the first request in the queue's order that is more urgent than something that runs there
     has a victim stopped: of the least urgent class, strictly less urgent than itself, the one that was dispatched last. The victim keeps
     its lease until the engine has let go of it; then it waits again, with the place of its arrival, and may be sent to any replica. What it
-    had produced is lost. Its place goes to the first more urgent request in the queue's order (a queue that serves in order of arrival, whatever
-    the class, therefore gains nothing). An answer that comes before the engine has stopped counts. O(log n) per victim.
+    had produced is lost. Its place goes to the first more urgent request in the queue's order, and so does any free place (a plain line, in
+    which only the first can go, gains little). An answer that comes before the engine has stopped counts.
     """
 
     def __init__(self, lanes: Sequence[Lane], fleet: Fleet, tenants: Mapping[str, float], settings: ControlSettings) -> None:
         super().__init__(lanes, fleet, tenants, settings)
         self._victims: dict[Lane, dict[int, dict[str, OpenRequest]]] = {lane: {} for lane in self.lanes}  # by class, in order of dispatch
+        self._waiting: dict[Lane, dict[int, int]] = {lane: {} for lane in self.lanes}  # how many, by class
         self._stopping: dict[str, str | None] = {}  # who is being stopped, and for whom; None: the engine was given up on
         self._promised: set[str] = set()  # those for whom somebody is being stopped
         self._returned: dict[Lane, list[OpenRequest]] = {}  # stopped, and not yet queued again
@@ -44,6 +45,8 @@ class Preempting(Flow):
     # -- who runs -----------------------------------------------------------------------------------------------------------------
 
     def _dispatch(self, opened: OpenRequest, choice: Choice, lease: RequestLease, queued: bool = False) -> None:
+        if queued:
+            self._waits(opened, -1)
         super()._dispatch(opened, choice, lease, queued)
         if opened.preempted < MAX_PER_REQUEST:
             self._victims[opened.lane].setdefault(opened.request.priority, {})[opened.request.id] = opened
@@ -70,25 +73,53 @@ class Preempting(Flow):
         if opened.request.id not in self._stopping:  # else the engine has been told
             super()._cancel_attempt(opened, reason)
 
+    # -- who waits ----------------------------------------------------------------------------------------------------------------
+
+    def _waits(self, opened: OpenRequest, by: int) -> None:
+        waiting, cls = self._waiting[opened.lane], opened.request.priority
+        waiting[cls] = waiting.get(cls, 0) + by
+        if not waiting[cls]:
+            del waiting[cls]
+
+    def _to_wait_again(self, opened: OpenRequest) -> None:
+        super()._to_wait_again(opened)
+        self._waits(opened, 1)
+
+    def _end_waiting(self, request_id: str, denial: Denial, outcome: str | None = None, *, at_the_door: bool = False) -> None:
+        opened = self.open[request_id]
+        self._waits(opened, -1)
+        super()._end_waiting(request_id, denial, outcome, at_the_door=at_the_door)
+        if opened.lane.waiting:
+            self.mark(opened.lane)  # it may have stood before somebody urgent
+
+    def _first_below(self, lane: Lane, priority: int) -> Selection | None:
+        """The first in the queue's order that is more urgent than that; no look if nobody is."""
+        if min(self._waiting[lane], default=priority) >= priority:
+            return None
+        return lane.queue.select(lambda item, view: item.priority < priority and lane.eligible(item, view), self.now)
+
     # -- who goes -----------------------------------------------------------------------------------------------------------------
 
     def _wait(self, opened: OpenRequest) -> None:
+        self._waits(opened, 1)
         super()._wait(opened)
         self.mark(opened.lane)
-
-    def _end_waiting(self, request_id: str, denial: Denial, outcome: str | None = None, *, at_the_door: bool = False) -> None:
-        lane = self.open[request_id].lane
-        super()._end_waiting(request_id, denial, outcome, at_the_door=at_the_door)
-        if lane.waiting:
-            self.mark(lane)  # it may have stood before somebody urgent
 
     def _pump(self, lane: Lane) -> None:
         returned = self._returned.pop(lane, None)
         if returned is not None:
             self._hand_over(lane, returned)
+        self._urgent_first(lane)
         super()._pump(lane)
         if lane.waiting and self.settings.preemption == HARD:
             self._make_way(lane)
+
+    def _urgent_first(self, lane: Lane) -> None:
+        """A free place does not go to somebody who would be stopped at once for who comes later in the queue's order."""
+        while lane.waiting and lane.admission.admissible(lane.resource, self.now):
+            selection = lane.queue.select(lane.eligible, self.now)
+            if selection is None or not self._send_before(lane, selection.item.priority):
+                return
 
     def _make_way(self, lane: Lane) -> None:
         """Stop one victim for each waiting request that is urgent enough and has none yet."""
@@ -104,7 +135,7 @@ class Preempting(Flow):
     def _next_urgent(self, lane: Lane) -> QueueItem | None:
         """The first in the queue's order that has no place to come and is more urgent than something that runs."""
         least_urgent, promised = max(self._victims[lane], default=None), self._promised
-        if least_urgent is None:
+        if least_urgent is None or min(self._waiting[lane], default=least_urgent) >= least_urgent:
             return None
         selection = lane.queue.select(
             lambda item, view: item.priority < least_urgent and item.id not in promised and lane.eligible(item, view), self.now)
@@ -193,17 +224,20 @@ class Preempting(Flow):
         for opened in sorted(back, key=lambda o: o.item.arrived_at, reverse=True):  # each goes to the head of its group
             lane.queue.restore(opened.item, self.now)
 
-    def _send_before(self, lane: Lane, priority: int) -> None:
+    def _send_before(self, lane: Lane, priority: int) -> bool:
+        """Give a place to the first who is more urgent than that; False: nobody who can be placed."""
         now, queue, admission = self.now, lane.queue, lane.admission
         if not admission.admissible(lane.resource, now):
-            return
-        selection = queue.select(lambda item, view: item.priority < priority and lane.eligible(item, view), now)
+            return False
+        selection = self._first_below(lane, priority)
         if selection is None:
-            return
+            return False
         opened = self.open[selection.item.id]
         choice = lane.router.pick(opened.request, self.fleet, now)
-        if type(choice) is Choice and queue.commit(selection, now) is not None:
-            self._dispatch(opened, choice, admission.grant(lane.resource, now), True)
+        if type(choice) is not Choice or queue.commit(selection, now) is None:
+            return False
+        self._dispatch(opened, choice, admission.grant(lane.resource, now), True)
+        return True
 
     def quarantine(self, request_id: str, dispatches: int) -> None:
         """An engine that does not let go of a victim in time: the place is not to be had, and another victim may be found."""
