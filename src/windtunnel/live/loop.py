@@ -214,7 +214,8 @@ class ControlLoop:
             self.gate.ended()
             self.deliver(failed)  # type: ignore[arg-type]
             return
-        attempt = LiveAttempt(effect, replica, self.clock, self.gate, dry=dry, over=self._attempt_over, heard=self._heard)
+        attempt = LiveAttempt(effect, replica, self.clock, self.gate, dry=dry, over=self._attempt_over, heard=self._heard,
+                              progressed=self._progressed if self.wants_progress else None)
         self.attempts[(request.id, effect.dispatch)] = attempt
         task = self._loop.create_task(attempt.run())
         attempt.task = task
@@ -241,6 +242,9 @@ class ControlLoop:
         if word in self.hosted.hears:
             for request_id in [r for r, _ in event.counts] if isinstance(event, Progressed) else [event.request_id]:
                 self.hosted.hear(request_id, word, event)
+
+    def _progressed(self, attempt: LiveAttempt) -> None:
+        self.report_progress(attempt.dispatch.replica)
 
     def report_progress(self, replica: str | None = None) -> None:
         """One Progressed per replica with output since the last: right before its batch changes, and by the clock."""
@@ -304,6 +308,8 @@ class ControlLoop:
             if attempt.dispatch.replica == event.replica:
                 attempt.muted = True
                 attempt.stop(event.reason)
+        if self.wants_progress:
+            self.report_progress(event.replica)
         self.deliver(event)
 
     # -- when something raises ------------------------------------------------------------------------------------------------------

@@ -185,8 +185,8 @@ class Flow(Expiry):
         heard = self._heard
         for request_id, output_tokens in event.counts:
             opened = self.open.get(request_id)
-            if opened is None or opened.state != RUNNING:
-                continue
+            if opened is None or opened.state != RUNNING or opened.replica != event.replica:
+                continue  # of an attempt that is over, perhaps
             if opened.lane.meter is not None:
                 opened.lane.meter.charge(request_id, output_tokens, self.now)
             if heard and (last := heard.get(request_id)) is not None and output_tokens > last[1]:

@@ -406,6 +406,7 @@ class SimDriver:
         self._pull()
         self.sampler = Sampler(self.control, self.fleet, self.recorder.sample, agenda, self._sample_s, self._stranded)
         if "progress" in self._needs:
+            self.fleet.on_ending = lambda name: self._tell_progress(name, self._deliver)  # a loss is told at once, not over the network
             agenda.at(PROGRESS_S, ARRIVAL, self._progress_tick)
         if "scrape" in self._needs:
             self.scraper = Scraper(self.fleet, agenda, self._deliver, self.faults, seed=self._seeds[0], replication=self._seeds[1])
@@ -423,7 +424,7 @@ class SimDriver:
         self._next = request
         self.agenda.put(request.arrived_s, ARRIVAL, self._arrival)
 
-    def _tell_progress(self, name: str) -> None:
+    def _tell_progress(self, name: str, tell: Callable[[Event], None] | None = None) -> None:
         """How far the requests of a replica are, before its batch changes: once per instant."""
         now = self.agenda._now
         if self._told_s.get(name) != now:
@@ -431,7 +432,7 @@ class SimDriver:
             self._followers.told(name)
             counts = self.fleet.replicas[name].engine.progress_at(now)
             if counts:
-                self._back(Progressed(name, counts))
+                (tell or self._back)(Progressed(name, counts))
 
     def _progress_tick(self, _: Any) -> None:
         """Between changes of the batch progress is at most this old."""
