@@ -127,7 +127,7 @@ class Flow(Expiry):
         if (due_s := self._queue_timers.first()) is not None and due_s <= now:
             self._expire_due()
         for shed in lane.queue.shed(now):
-            self._end_waiting(shed.item.id, shed.denial)
+            self._end_waiting(shed.item.id, lane.when(shed.denial, now))
 
     def _pass_over(self, opened: OpenRequest, reason: str) -> bool:
         """Has this head wishes of its own that nothing meets now? Then it does not hold up the lane; it ends if its replica is no more."""

@@ -97,8 +97,8 @@ class Lane:
         return None if tokens is None or tokens < 2 or first_s is None else (now - first_s) / (tokens - 1)
 
     def when(self, denial: Denial, now: float) -> Denial:
-        """A gate's denial with the time at which trying again makes sense, where completions per second tell it."""
-        ahead = {"band": len(self.queue) + 1, "token_budget": 1}.get(denial.reason)
+        """A denial of a gate or of the queue with the time at which trying again makes sense, where completions per second tell it."""
+        ahead = {"band": len(self.queue) + 1, "queue_delay": len(self.queue) + 1, "token_budget": 1}.get(denial.reason)
         rate_rps = self.admission.completion_rate(self.resource, now)
         if ahead is None or not rate_rps:
             return denial

@@ -22,8 +22,10 @@ class Bounded:
     reject, drop_lru (oldest of the least urgent class not more urgent than it) or shed_low_priority (newest strictly less urgent)."""
 
     capacity: Annotated[int, Param(1, 10_000, 1, "requests", "queue capacity", "requests that may wait", "log")] = 256
-    capacity_by_class: Mapping[int, int | None] = field(default_factory=lambda: {0: 128, 1: 128})
-    on_full_by_class: Mapping[int, str] = field(default_factory=lambda: {0: "reject", 1: "drop_lru"})
+    capacity_by_class: Annotated[Mapping[int, int | None], Param(unit="requests", label="capacity by class", help="of each class that may wait",
+                                                                 knob=False)] = field(default_factory=lambda: {0: 128, 1: 128})
+    on_full_by_class: Annotated[Mapping[int, str], Param(label="when full", help="by class of the newcomer: reject, drop_lru or shed_low_priority",
+                                                         knob=False)] = field(default_factory=lambda: {0: "reject", 1: "drop_lru"})
 
     def __post_init__(self) -> None:
         check_number("capacity", self.capacity, lo=1, whole=True)
