@@ -24,6 +24,7 @@ from windtunnel.events import (
     Scraped,
     Woke,
 )
+from windtunnel.lab.history import violations
 from windtunnel.lab.recorder import Recorder
 from windtunnel.live.driver import LiveDriver
 from windtunnel.live.engines import make_engine
@@ -384,6 +385,35 @@ def test_QP_12_an_engine_that_steps_ends_a_victim_with_its_step() -> None:
         assert rows.preempted.sum() > 5 and (rows.outcome == "success").all() and rows.wasted_tokens.sum() > 0
         assert (rows[rows.preempted == 0].wasted_tokens == 0).all()
         replay(run)
+
+
+PAIRS = """
+windtunnel: 1
+name: pairs
+duration_s: 30
+seed: 3
+fleet:
+  pools:
+    prompts: {role: prefill, model: Llama-3.1-8B, gpu: h100_sxm, replicas: 2, engine: {max_num_seqs: 8}}
+    chat: {role: decode, model: Llama-3.1-8B, gpu: h100_sxm, replicas: 2, engine: {max_num_seqs: 8, num_blocks: 1200}}
+source:
+  kind: mix
+  sources:
+    - {kind: arrivals, name: chat, rate_rps: 6, priorities: {interactive: 1}, input_tokens: 200, output_tokens: {kind: lognormal, mean: 60, cv: 0.5}}
+    - {kind: arrivals, name: doc, rate_rps: 4, priorities: {batch: 1}, input_tokens: 2000, output_tokens: {kind: lognormal, mean: 400, cv: 0.5}}
+control:
+  queue: {kind: classes, mode: strict, bounded: {capacity: 64}}
+  routing: {kind: pairs}
+  settings: {preemption: hard, max_preemptions_per_min: 600, attempts: 2, cancellation_deadline_s: 1.0}
+"""
+
+
+@pytest.mark.parametrize("faults", [[{"kind": "pause", "at_s": 10, "for_s": 6, "pool": "chat"}], [{"kind": "crash", "at_s": 10, "pool": "chat"}]])
+def test_QP_12_where_two_replicas_share_a_request_and_blocks_are_short(faults: list[dict[str, Any]]) -> None:
+    """Prompts fill their blocks exactly: who comes with its KV needs one more for its next token, and waits for it."""
+    run = Scenario.load(PAIRS).with_({"faults": faults, "fleet.network_s": 0.003}).run(record="full", check=True)
+    assert violations(run) == [] and run.requests.outcome.notna().all() and run.requests.preempted.sum() > 3
+    replay(run)
 
 
 @pytest.fixture
