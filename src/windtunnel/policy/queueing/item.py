@@ -171,4 +171,4 @@ def went_backwards(now: float, last: float) -> PolicyClockError:
 
 def bad_cost(item: QueueItem) -> ConfigValueError:
     """The error of an item that would be free, or pay its group back."""
-    return ConfigValueError("cost", f"expected a finite number > 0, got {item.cost!r} of item {item.id!r}")
+    return ConfigValueError("cost", f"expected a number > 0, got {item.cost!r} of item {item.id!r}")
