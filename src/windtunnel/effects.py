@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 @fact
 class Dispatch:
-    """Send an attempt of a request to a replica. dispatch counts a request's attempts from 1; a refusal comes back as `Failed`."""
+    """Send an attempt of a request to a replica. dispatch counts a request's attempts from 1; a refusal comes back as `Failed`.
+
+    predicted_start_s: run second at which it was expected to start when it was queued; None: it did not wait, or no rate was known.
+    """
 
     request: Request
     dispatch: int
@@ -24,6 +27,7 @@ class Dispatch:
     epoch: int = 0
     matched_blocks: int | None = None
     score: float | None = None
+    predicted_start_s: float | None = None
 
 
 @fact

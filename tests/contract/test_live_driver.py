@@ -24,6 +24,7 @@ from windtunnel.events import (
     Commanded,
     Failed,
     Finished,
+    Progressed,
     ReplicaBooting,
     ReplicaGone,
     ReplicaReady,
@@ -313,6 +314,19 @@ def test_EE_observations_only_for_those_who_need_them():
     kinds = Counter(type(e).__name__ for _, _, e, _, _ in record.steps)
     assert kinds["Started"] == 2 and kinds["FirstToken"] == 0 and kinds["Progressed"] >= 3
     assert Counter(type(w).__name__ for w in source.told) == {"FirstToken": 2, "Finished": 2}
+
+
+def test_VT_4_fast_streams_are_told_every_32_tokens_not_only_by_the_clock():
+    record = Record()
+    with FakeEngine(FakeScript(ttft_s=0.001, itl_s=0.0005)) as engine:
+        armed(Tiny(needs=frozenset({"progress"})), Listed(requests(2, out=200)), engine, record=record).run_blocking()
+    told = Counter()
+    for event in record.events(Progressed):
+        for name, tokens in event.counts:
+            assert told[name] < tokens <= told[name] + 32
+            told[name] = tokens
+    ends = {e.request_id: e.output_tokens for e in record.events(Finished)}
+    assert dict(told) == ends and set(ends.values()) == {200}, "and how far it came, right before its end"
 
 
 def test_KC_18_needs_that_no_engine_gives_are_refused():

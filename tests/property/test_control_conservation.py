@@ -5,6 +5,7 @@ The world beside it knows only effects: which attempts run where, and which requ
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from random import Random
 from typing import Any
@@ -46,6 +47,7 @@ from windtunnel.policy.control import Control
 from windtunnel.policy.lane import Lane
 from windtunnel.policy.param import BuildContext
 from windtunnel.policy.queueing.bounded import BoundedQueue
+from windtunnel.policy.queueing.classes import Classes
 from windtunnel.policy.queueing.deadline_drop import DeadlineDropQueue
 from windtunnel.policy.queueing.fair import FairTaskQueue, Queue
 from windtunnel.policy.queueing.fifo import FifoQueue
@@ -66,7 +68,7 @@ def queue_of(kind: str) -> Queue:
     bounds = {0: 4, 1: 3}
     rules = {0: "shed_low_priority", 1: "drop_lru"}
     return {
-        "fair": FairTaskQueue, "fifo": FifoQueue,
+        "fair": FairTaskQueue, "fifo": FifoQueue, "strict": lambda: Classes("strict").build(BuildContext()),
         "bounded": lambda: BoundedQueue(FairTaskQueue(), 5, bounds, rules),
         "drop": lambda: DeadlineDropQueue(BoundedQueue(FifoQueue(), 5, bounds, rules), 0.5),
     }[kind]()
@@ -91,11 +93,11 @@ def gates_of(shared: Sequence[Gate], admission: RequestAdmission, pool: str) -> 
 class ControlMachine(RuleBasedStateMachine):
     """Two lanes of one pool each; ids are never used twice."""
 
-    @initialize(queue=st.sampled_from(["fair", "fifo", "bounded", "drop"]), attempts=st.integers(1, 3), breaker=st.booleans(),
+    @initialize(queue=st.sampled_from(["fair", "fifo", "bounded", "drop", "strict"]), attempts=st.integers(1, 3), breaker=st.booleans(),
                 timeout_s=st.sampled_from([None, 0.0, 2.0]), hold_s=st.sampled_from([None, 0.0, 2.0]), watch=st.booleans(),
-                ramp_s=st.sampled_from([0.0, 4.0]), gated=st.booleans())
+                ramp_s=st.sampled_from([0.0, 4.0]), gated=st.booleans(), preemption=st.sampled_from(["disabled", "soft", "hard"]))
     def build(self, queue: str, attempts: int, breaker: bool, timeout_s: float | None, hold_s: float | None, watch: bool,
-              ramp_s: float, gated: bool) -> None:
+              ramp_s: float, gated: bool, preemption: Any, per_min: int = 60, slots: int = 2) -> None:
         shared = shared_gates() if gated else []
 
         def lane(n: int, pool: str) -> Lane:
@@ -108,9 +110,9 @@ class ControlMachine(RuleBasedStateMachine):
 
         lanes = [lane(n, pool) for n, pool in enumerate(POOLS)]
         self.control = Control(lanes=lanes, fleet=Fleet(), tenants={"a": 2.0}, settings=ControlSettings(
-            attempts=attempts, queue_wait_timeout_s=timeout_s, hold_unready_s=hold_s, cancel_late=watch,
-            first_token_s=2.0 if watch else None, wall_s=6.0 if watch else None, idle_s=1.5 if watch else None,
-            cancellation_deadline_s=1.0 if watch else None))
+            preemption=preemption, max_preemptions_per_min=per_min, attempts=attempts, queue_wait_timeout_s=timeout_s,
+            hold_unready_s=hold_s, cancel_late=watch, first_token_s=2.0 if watch else None, wall_s=6.0 if watch else None,
+            idle_s=1.5 if watch else None, cancellation_deadline_s=1.0 if watch else None))
         self.settings = self.control.settings
         self.now, self.count, self.stopped = 0.0, 0, False
         self.wakes: dict[str, float] = {}
@@ -121,8 +123,10 @@ class ControlMachine(RuleBasedStateMachine):
         self.ended: set[str] = set()
         self.leases: set[str] = set()
         self.arrivals: dict[str, float] = {}
+        self.stopped_for_others: dict[str, list[int]] = {}  # dispatches by request
+        self.stops_s: list[float] = []
         for replica in REPLICAS[:3]:
-            self.do(ReplicaReady(replica, replica[0], slots=2))
+            self.do(ReplicaReady(replica, replica[0], slots=slots))
 
     # -- the world ----------------------------------------------------------------------------------------------------------------
 
@@ -143,16 +147,30 @@ class ControlMachine(RuleBasedStateMachine):
             self.end(effect.request_id)
         elif isinstance(effect, Cancel):
             assert self.attempts[effect.request_id] == (effect.dispatch, effect.replica)
+            if effect.reason == "preempted":
+                self.preempted(effect)
         elif isinstance(effect, WakeAt):
             assert effect.at is not None
             assert effect.at < self.wakes.get(effect.key, float("inf")), "only an earlier wake replaces one"
             self.wakes[effect.key] = effect.at
 
+    def preempted(self, effect: Cancel) -> None:
+        """QP-12: for somebody who waits and is strictly more urgent; twice per request at most, and so many in a minute."""
+        victim, stops = self.requests[effect.request_id], self.stopped_for_others.setdefault(effect.request_id, [])
+        assert self.settings.preemption == "hard" and effect.request_id not in self.ended
+        assert effect.dispatch not in stops and len(stops) < 2
+        stops.append(effect.dispatch)
+        waiting = (set(self.requests) - self.ended) - set(self.attempts)
+        assert any(self.requests[i].priority < victim.priority and self.requests[i].model == victim.model for i in waiting)
+        assert self.control.fleet.replicas[effect.replica].state == READY
+        self.stops_s.append(self.now)
+        assert sum(self.now < at + 60.0 for at in self.stops_s) <= self.settings.max_preemptions_per_min
+
     def sent(self, effect: Dispatch) -> None:
         request = effect.request
         assert request.id not in self.ended
         assert request.id not in self.attempts, "one attempt at a time"
-        assert effect.dispatch == self.dispatches.get(request.id, 0) + 1 <= self.settings.attempts
+        assert effect.dispatch == self.dispatches.get(request.id, 0) + 1 <= self.settings.attempts + len(self.stopped_for_others.get(request.id, ()))
         assert effect.lease_id not in self.leases
         assert self.control.fleet.replicas[effect.replica].state == READY
         assert effect.replica.startswith(request.model)
@@ -183,7 +201,7 @@ class ControlMachine(RuleBasedStateMachine):
         """Wakes come late: nothing says that a world is on time."""
         self.now += step_s
 
-    @rule(model=st.sampled_from(POOLS), tenant=st.sampled_from("abc"), priority=st.integers(0, 1),
+    @rule(model=st.sampled_from(POOLS), tenant=st.sampled_from("abc"), priority=st.integers(0, 2),
           attempt=st.sampled_from([1, 1, 1, 2]),
           deadline_in_s=st.sampled_from([None, None, 0.0, 1.0, 4.0]), replica=st.sampled_from([None, None, None, None, "-0", "-9"]))
     def arrives(self, model: str, tenant: str, priority: int, attempt: int, deadline_in_s: float | None, replica: str | None) -> None:
@@ -349,6 +367,29 @@ class ControlMachine(RuleBasedStateMachine):
             if could is not None:
                 assert self.wakes.get("requests", float("inf")) <= self.now, f"{could.item.id} could run and nothing will wake it"
 
+    @invariant()
+    def nobody_urgent_waits_unheard(self) -> None:
+        """Hard pre-emption: who is more urgent than something that runs in a full lane, and could be next, has a place to come."""
+        if not hasattr(self, "control") or self.settings.preemption != "hard" or self.stopped:
+            return
+        if sum(self.now < at + 60.0 for at in self.stops_s) >= self.settings.max_preemptions_per_min:
+            return
+        flow: Any = self.control.flow
+        for lane in self.control.lanes:
+            queued = Counter(i.priority for line in lane.queue.view()._current().lines().values() for i in line.values())
+            assert dict(flow._waiting[lane]) == queued, "who waits is counted by class"
+        stopping = {i for i, d in self.stopped_for_others.items() if i in self.attempts and self.attempts[i][0] in d}
+        for lane in self.control.lanes:
+            spare = [self.requests[i].priority for i, (_, r) in self.attempts.items()
+                     if self.requests[i].model == lane.name and i not in stopping | self.ended and len(self.stopped_for_others.get(i, ())) < 2
+                     and self.control.fleet.replicas[r].state == READY]
+            full = lane.admission.full_from(lane.resource, self.now) == self.now
+            if not spare or not full or self.wakes.get("requests", float("inf")) <= self.now:
+                continue
+            next_one = lane.queue.select(lambda item, _: item.id not in flow._promised, self.now)
+            if next_one is not None and next_one.item.request is not None and next_one.item.request.replica is None:
+                assert next_one.item.priority >= max(spare), f"{next_one.item.id} waits behind less urgent work and nobody was stopped for it"
+
     def teardown(self) -> None:
         """Everything ends: replicas answer what is left, then all go."""
         if not hasattr(self, "control"):
@@ -369,5 +410,52 @@ ControlMachine.TestCase.settings = settings(max_examples=60, stateful_step_count
                                             suppress_health_check=list(HealthCheck))
 
 
+class PreemptingMachine(ControlMachine):
+    """The same, in a fleet that is nearly always full, with much of all classes: running work is stopped for more urgent work."""
+
+    @initialize(queue=st.sampled_from(["fair", "fifo", "bounded", "drop", "strict"]), attempts=st.integers(1, 2), breaker=st.booleans(),
+                timeout_s=st.sampled_from([None, 2.0]), watch=st.booleans(), gated=st.booleans(), per_min=st.sampled_from([0, 2, 60]))
+    def build(self, queue: str, attempts: int, breaker: bool, timeout_s: float | None, watch: bool,  # type: ignore[override]
+              gated: bool, per_min: int) -> None:
+        super().build(queue, attempts, breaker, timeout_s, None, watch, 0.0, gated, "hard", per_min, 1)
+
+    @rule(tenant=st.sampled_from("ab"), priorities=st.lists(st.integers(0, 2), min_size=1, max_size=3))
+    def several_arrive(self, tenant: str, priorities: list[int]) -> None:
+        for priority in priorities:
+            self.count += 1
+            request = Request(f"r{self.count}", tenant, "x", priority, self.now, 10, 10)
+            self.requests[request.id], self.arrivals[request.id] = request, self.now
+            self.do(Arrived(request))
+
+    @precondition(lambda self: self.being_stopped())
+    @rule(n=st.integers(0, 30), late=st.booleans())
+    def lets_go(self, n: int, late: bool) -> None:
+        """The engine has stopped a victim, or has answered before it could."""
+        stopping = self.being_stopped()
+        request_id = stopping[n % len(stopping)]
+        dispatch, replica = self.over(request_id)
+        going = request_id not in self.ended
+        if late:
+            self.do(Finished(request_id, dispatch, replica, 5, 10, 0, self.now, self.now))
+            if going:
+                self.end(request_id)
+            return
+        self.do(Failed(request_id, dispatch, replica, "local_cancelled", "preempted", None, None, 3, self.now, self.now))
+        deadline_s = self.requests[request_id].deadline_s
+        if going and not self.stopped and (deadline_s is None or self.now < deadline_s) and self.control.fleet.ready_count(("x",)):
+            assert request_id not in self.ended, "it waits again, or runs again already"
+
+    def being_stopped(self) -> list[str]:
+        return sorted(i for i, (dispatch, _) in self.attempts.items() if dispatch in self.stopped_for_others.get(i, ()))
+
+
 class TestAC1ControlConservation(ControlMachine.TestCase):  # type: ignore[name-defined, misc]
     """INV-1, AC-3, EE-20: one end per request, one attempt at a time, leases and ledger exact."""
+
+
+PreemptingMachine.TestCase.settings = settings(max_examples=50, stateful_step_count=30, deadline=None,
+                                               suppress_health_check=list(HealthCheck))
+
+
+class TestQP12HardPreemption(PreemptingMachine.TestCase):  # type: ignore[name-defined, misc]
+    """QP-12 with AC-1, AC-3, INV-3: a victim ends once, its lease is given back once, and its place goes to who is more urgent."""

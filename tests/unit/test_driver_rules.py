@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 import simpy
 
+from windtunnel.effects import Dispatch
 from windtunnel.errors import PolicyError
-from windtunnel.events import Arrived, Failed, Finished, Progressed, Request, Scraped
+from windtunnel.events import Arrived, Failed, Finished, Progressed, ReplicaGone, ReplicaReady, Request, Scraped
 from windtunnel.lab.history import violations
 from windtunnel.lab.logread import LogReader
 from windtunnel.lab.run import Run
@@ -510,6 +511,52 @@ def test_SO_4_who_stands_still_is_not_told_again_and_again() -> None:
     run = scenario(duration_s=20, record="full", **{"control.queue": {"kind": "vtc"}, "source.rate_rps": 1,
                                                     "faults": [{"kind": "pause", "at_s": 5, "for_s": 10}]}).run(check=True)
     assert violations(run) == [] and (run.requests.outcome == "success").all()
+
+
+def flown(**changes: Any) -> Ear:
+    made, ear = scenario(**{"control.queue": {"kind": "vtc"}, **changes}), Ear()
+    driver = SimDriver(made.build_control(), made.build_source(), made.build_fleet(), ear, seed=3, until=made.duration_s, faults=made.build_faults(),
+                       check=True)
+    driver.advance()
+    assert driver.error is None
+    return ear
+
+
+@pytest.mark.parametrize("network_s", [0.0, 0.02])
+def test_VT_4_what_a_lost_replica_had_produced_is_told_before_its_loss(network_s: float) -> None:
+    ear = flown(duration_s=20.0, faults=[{"kind": "crash", "at_s": 10.003, "count": 1}], **{"fleet.network_s": network_s})
+    lost = [i for i, (_, e) in enumerate(ear.events) if type(e) is ReplicaGone]
+    assert lost
+    (told_s, told), (gone_s, gone) = ear.events[lost[0] - 1], ear.events[lost[0]]
+    assert type(told) is Progressed and (told_s, told.replica) == (gone_s, gone.replica) and len(told.counts) > 0
+
+
+def test_VT_4_a_pipeline_of_stages_tells_every_32_tokens_too() -> None:
+    ear = flown(duration_s=5.0, **{"fleet.pools.chat.pp": 2, "fleet.pools.chat.profile": {"kind": "affine", "c0": 0.001},
+                                   "source.output_tokens": 300})
+    known, most = Counter[str](), 0
+    for _, event in ear.of(Progressed, Finished):
+        for name, tokens in event.counts if type(event) is Progressed else ((event.request_id, event.output_tokens),):
+            most, known[name] = max(most, tokens - known[name]), tokens
+    assert len(known) > 20 and 0 < most <= EVERY_TOKENS
+
+
+def test_VT_4_progress_of_an_attempt_that_is_over_charges_nothing() -> None:
+    """It comes late over a network, when the request already runs elsewhere."""
+    control = scenario(**{"control.queue": {"kind": "vtc"}, "control.settings": {"attempts": 2}}).build_control(pools=None)
+    for name in ("chat-0", "chat-1"):
+        control.handle(ReplicaReady(name, "chat", slots=4), 0.0)
+    (sent,) = control.handle(Arrived(Request("a", "t", "Llama-3.1-8B", 0, 0.0, 100, 50)), 0.0)
+    (again,) = control.handle(Failed("a", 1, sent.replica, "provider_failure", "crash"), 1.0)  # type: ignore[union-attr]
+    assert isinstance(again, Dispatch) and again.replica != sent.replica  # type: ignore[union-attr]
+    queue: Any = control.lanes[0].queue
+    while hasattr(queue, "inner"):
+        queue = queue.inner
+    before = queue.counter("t")
+    control.handle(Progressed(sent.replica, (("a", 40),)), 1.1)  # type: ignore[union-attr]
+    assert queue.counter("t") == before
+    control.handle(Progressed(again.replica, (("a", 7),)), 1.2)
+    assert queue.counter("t") == before + 2 * 7
 
 
 # -- SJ-2: histories --------------------------------------------------------------------------------------------------------------------

@@ -81,7 +81,7 @@ def unit_of(metric: str) -> str:
     name = metric.split("[")[0].split(".")[0]
     if name in UNITS:
         return UNITS[name]
-    if name.endswith("_fraction") or name in ("slo_attainment", "utilisation", "prefix_hit_rate", "jain"):
+    if name.endswith("_fraction") or name in ("slo_attainment", "utilisation", "prefix_hit_rate", "eta_mape", "jain"):
         return "" if name == "jain" else "share"
     return "s" if name.endswith("_s") else "tokens" if name.endswith("_tokens") else ""
 
@@ -147,6 +147,8 @@ def _numbers(summary: Summary) -> str:
             ["rejected", fmt(v["rejected_fraction"], "share"), ""], ["timed out", fmt(v["timeout_fraction"], "share"), ""],
             ["failed", fmt(v["failed_fraction"], "share"), ""], ["output", fmt(v["output_tps"], "tokens/s"), ""],
             ["GPU-hours", fmt(v["gpu_hours"]), fmt(v["usd"], "usd")]]
+    if v["eta_n"]:
+        load.append(["predicted start off by", fmt(v["eta_mape"], "share"), f"n {v['eta_n']:,}"])
     stats = summary.table
     rows = []
     for name in ("ttft_s", "tpot_s", "e2e_s", "control_queue_s"):

@@ -15,7 +15,7 @@ from windtunnel.lab import stats, tables
 # The order of a recorder's row; `turn` and `engine` are unpacked here.
 RAW = ("request_id", "tenant", "priority", "model", "turn", "phase", "intended_s", "arrived_s", "dispatched_s", "started_s",
        "first_token_s", "ended_s", "input_tokens", "output_tokens", "cached_tokens", "replica", "prefill_replica", "outcome", "reason",
-       "attempts", "deadline_s", "wasted_tokens", "engine")
+       "attempts", "deadline_s", "wasted_tokens", "engine", "predicted_start_s", "preempted")
 _TURN = (("session", "session"), ("parent_session", "parent"), ("root_session", "root"), ("depth", "depth"), ("turn", "index"))
 _ENGINE = ("preemptions", "recomputed_tokens", "swapped_blocks", "kv_wait_s", "kv_transfer_s", "kv_bytes",
            "reasoning_tokens", "tokens_source", "ttfo_s")

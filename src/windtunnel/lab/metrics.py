@@ -43,6 +43,10 @@ class Requests:
     def __len__(self) -> int:
         return int(self.keep.sum())
 
+    def has(self, name: str) -> bool:
+        """Is there such a column? One that was added later is missing from older runs."""
+        return name in self._table.column_names
+
     def flags(self, name: str) -> Mask:
         """A whole column of booleans, unknown as False."""
         return np.asarray(self._table.column(name).fill_null(False).combine_chunks().to_numpy(zero_copy_only=False), dtype=bool)

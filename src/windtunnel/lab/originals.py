@@ -14,6 +14,7 @@ import pyarrow as pa
 from windtunnel import effects as fx
 from windtunnel import events as ev
 from windtunnel.lab import columns
+from windtunnel.policy.preemption import PREEMPTED
 
 CHUNK = 8192
 CUT, STOPPED = "cut", "stopped"
@@ -24,15 +25,16 @@ Earlier = tuple[int, float, float | None, int, int]
 class Row:
     """An original whose request is open, or whose last attempt is still letting go."""
 
-    __slots__ = ("arrived_s", "attempts", "dispatch", "end", "first_token_s", "index", "intended_s", "live", "prefill", "replica", "request",
-                 "sent_s", "started_s", "tokens", "wasted")
+    __slots__ = ("arrived_s", "attempts", "dispatch", "end", "first_token_s", "index", "intended_s", "live", "predicted_start_s", "preempted",
+                 "prefill", "replica", "request", "sent_s", "started_s", "tokens", "wasted")
 
     def __init__(self, request: ev.Request) -> None:
         self.request = request
         self.arrived_s, self.intended_s = request.arrived_s, request.intended_s
-        self.attempts = self.wasted = self.dispatch = 0  # attempts: of the submissions before this one
+        self.attempts = self.wasted = self.dispatch = self.preempted = 0  # attempts: of the submissions before this one
         self.live = False
         self.sent_s: float | None = None
+        self.predicted_start_s: float | None = None
         self.started_s: float | None = None
         self.first_token_s: float | None = None
         self.replica: str | None = None
@@ -66,7 +68,7 @@ class Originals:
             ev.Started: self._began, ev.ReplicaReady: self._replica, ev.ReplicaBooting: self._replica, ev.ReplicaGone: self._gone,
         }
         self.do: dict[type, Callable[[float, Any, Any], None]] = {
-            fx.Dispatch: self._dispatched, fx.Reject: self._rejected, fx.Close: self._closed,
+            fx.Dispatch: self._dispatched, fx.Reject: self._rejected, fx.Close: self._closed, fx.Cancel: self._stopped,
         }
 
     @property
@@ -137,7 +139,7 @@ class Originals:
             row.arrived_s, row.sent_s, event.started_s, event.first_token_s, now,
             request.input_tokens if event.input_tokens is None else event.input_tokens, event.output_tokens, event.cached_tokens,
             row.replica, row.prefill, "success", event.finish_reason, row.attempts + row.dispatch, request.deadline_s, row.wasted,
-            event.engine,
+            event.engine, row.predicted_start_s, row.preempted,
         ))
         if len(self._rows) >= CHUNK:
             self._flush()
@@ -198,6 +200,8 @@ class Originals:
             row.live = True
             self.running += 1
         row.dispatch, row.sent_s, row.replica, row.prefill = effect.dispatch, now, effect.replica, effect.prefill
+        if effect.predicted_start_s is not None:
+            row.predicted_start_s = effect.predicted_start_s
         if effect.dispatch > 1:
             row.started_s = row.first_token_s = row.tokens = None
 
@@ -208,6 +212,11 @@ class Originals:
             self._put(row)
         elif (zombie := self.closing.get(effect.request_id)) is not None:
             self._leave(zombie)
+
+    def _stopped(self, now: float, effect: fx.Cancel, event: Any) -> None:
+        row = self.open.get(effect.request_id)
+        if row is not None and effect.reason == PREEMPTED:
+            row.preempted += 1
 
     def _closed(self, now: float, effect: fx.Close, event: Any) -> None:
         """A running attempt has yet to let go, and will say how many tokens were wasted; one on a lost replica never will."""
@@ -254,7 +263,7 @@ class Originals:
         self._rows.append((
             origin, request.tenant, request.priority, request.model, request.turn, request.phase, row.intended_s, row.arrived_s, row.sent_s,
             row.started_s, row.first_token_s, ended_s, request.input_tokens, row.tokens, None, row.replica, row.prefill, outcome, reason,
-            attempts, request.deadline_s, row.wasted, None,
+            attempts, request.deadline_s, row.wasted, None, row.predicted_start_s, row.preempted,
         ))
         if len(self._rows) >= CHUNK:
             self._flush()

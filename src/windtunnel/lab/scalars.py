@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 COUNTS = ("offered", "completed", "rejected", "timed_out", "cancelled", "failed", "good")
 PARTIAL = (*COUNTS, "offered_rps", "success_fraction", "rejected_fraction", "timeout_fraction", "failed_fraction", "good_fraction",
            "goodput_rps", "request_rps", "input_tps", "output_tps", "total_tps", "wasted_tokens", "prefix_hit_rate", "prefix_hit_n",
-           "retries_per_request", "lag_p99_s")
+           "retries_per_request", "lag_p99_s", "eta_mape", "eta_n", "preempted")
 WHOLE = ("window_s", "makespan_s", "in_flight.avg", "in_flight.max", "waiting.avg", "waiting.max", "kv_used_fraction.avg",
          "kv_used_fraction.max", "utilisation", "jain", "service_gap_max", "gpu_hours", "usd", "usd_per_hour", "kwh", "j_per_output_token",
          "usd_per_1k_good", "usd_per_mtok", "good_rps_per_usd_hour", "perfect_gpu_hours", "regret_gpu_hours", "decision_count",
@@ -52,6 +52,7 @@ def part_of(run: Run, rows: Requests, slo: Mapping[str, Any], window: tuple[floa
     tokens_in, tokens_out = float(np.nansum(rows.number("input_tokens")[won])), float(np.nansum(rows.number("output_tokens")[won]))
     hit, asked, hits = _prefix(rows)
     attempts = float(rows.number("attempts")[keep].sum())
+    eta_mape, eta_n = prediction_error(rows)
     lags = rows.values("lag_s") if run.meta.loop == "open" else np.empty(0)
     out: dict[str, Any] = {
         "offered": offered, "completed": done, "rejected": refused, "timed_out": timed, "cancelled": gone,
@@ -62,7 +63,8 @@ def part_of(run: Run, rows: Requests, slo: Mapping[str, Any], window: tuple[floa
         "output_tps": ratio(tokens_out, seconds), "total_tps": ratio(tokens_in + tokens_out, seconds),
         "wasted_tokens": int(np.nansum(rows.number("wasted_tokens")[keep])), "prefix_hit_rate": ratio(hit, asked), "prefix_hit_n": hits,
         "retries_per_request": None if not offered else attempts / offered - 1.0,
-        "lag_p99_s": float(np.percentile(lags, 99)) if len(lags) else None,
+        "lag_p99_s": float(np.percentile(lags, 99)) if len(lags) else None, "eta_mape": eta_mape, "eta_n": eta_n,
+        "preempted": int(np.nansum(rows.number("preempted")[keep])) if rows.has("preempted") else None,
     }
     for column, met in good.met.items():
         out[f"slo_attainment.{column}"] = ratio(int((met & keep).sum()), offered)
@@ -91,6 +93,18 @@ def _per_step(run: Run) -> float | None:
     if "per_step_steps" not in table.column_names:
         return None  # a run saved before this was recorded
     return ratio(pc.sum(table.column("per_step_steps")).as_py(), pc.sum(table.column("steps")).as_py())
+
+
+def prediction_error(rows: Requests) -> tuple[float | None, int]:
+    """(mean of |predicted start - dispatch| / wait, requests that it is over): those that waited for their only dispatch and were told when
+    to expect it. A prediction is made when a request is queued."""
+    if not rows.has("predicted_start_s"):
+        return None, 0  # a run saved before this was recorded
+    predicted, sent = rows.number("predicted_start_s"), rows.number("dispatched_s")
+    wait = sent - rows.number("arrived_s")
+    told = rows.keep & ~np.isnan(predicted) & (wait > 0) & (rows.number("attempts") == 1)
+    n = int(np.count_nonzero(told))
+    return (float(np.mean(np.abs(predicted - sent)[told] / wait[told])) if n else None), n
 
 
 def _prefix(rows: Requests) -> tuple[float, float, int]:

@@ -103,6 +103,10 @@ class Summary:
             met = v.get(f"slo_attainment.{name}")
             line += f" SLO {bound:<6} {share(met)}" if bound else ""
             out.append(f"{line}  n {s['n']:,}")
+        if v["eta_n"]:
+            w = self._stats["control_queue_s"]
+            out.append(f"queue   p50 {number(w['p50']):<7} p95 {number(w['p95']):<7} p99 {number(w['p99']):<7} "
+                       f"ETA off by {share(v['eta_mape'])}  n {v['eta_n']:,}")
         priced = v["usd"] is not None
         cost = f"cost    {number(v['gpu_hours'])} GPU-h"
         if priced:

@@ -17,24 +17,27 @@ if TYPE_CHECKING:
     from windtunnel.live.scraper import LiveReplica
 
 DEFAULT_MAX_TOKENS = 1024  # a request without a bound must not run for ever: some engines have none of their own
+PROGRESS_TOKENS = 32  # of one request, between two reports of its replica
 DEFAULT_INPUT_TOKENS = 64  # prompt length of a request that says nothing of its own
 _CALL_FIELDS = frozenset({"prompt", "messages", "max_tokens", "temperature", "seed", "ignore_eos"})
 _PROMPTS = Prompts("live")
 
 
 class LiveAttempt:
-    """One `Dispatch` on its way. `over(self, event)` is called exactly once; `heard` gets Started and FirstToken.
+    """One `Dispatch` on its way. `over(self, event)` is called exactly once; `heard` gets Started and FirstToken;
+    `progressed(self)`, if given, is called whenever 32 tokens have not been reported.
 
     All times are taken here, when the event is read from the stream: run seconds. tokens: output so far, by the engine's count.
     """
 
     __slots__ = (
-        "_clock", "_engine", "_gate", "_heard", "_outcome", "_over", "_reason", "_said", "_usage", "dispatch", "dry", "first_token_s",
+        "_clock", "_engine", "_gate", "_heard", "_outcome", "_over", "_progressed", "_reason", "_said", "_usage", "dispatch", "dry", "first_token_s",
         "key", "muted", "replica", "reported", "started_s", "task", "tokens",
     )
 
     def __init__(self, dispatch: Dispatch, replica: LiveReplica, clock: RunClock, gate: Gate, *, dry: bool,
-                 over: Callable[[LiveAttempt, Finished | Failed], None], heard: Callable[[Started | FirstToken], None]) -> None:
+                 over: Callable[[LiveAttempt, Finished | Failed], None], heard: Callable[[Started | FirstToken], None],
+                 progressed: Callable[[LiveAttempt], None] | None = None) -> None:
         self.dispatch, self.replica, self.dry = dispatch, replica, dry
         self.key = (dispatch.request.id, dispatch.dispatch)
         self._engine = replica.stand_in if dry else replica.engine
@@ -42,6 +45,7 @@ class LiveAttempt:
         self.started_s: float | None = None
         self.first_token_s: float | None = None
         self.tokens = self.reported = 0
+        self._progressed = progressed
         self._usage: wire.Usage | None = None
         self._reason, self._outcome = "", "local_cancelled"
         self._said = self.muted = False
@@ -109,6 +113,8 @@ class LiveAttempt:
         if self.first_token_s is None:
             self.first_token_s = self._clock.now()
             self._heard(FirstToken(*self.key, self.dispatch.replica))
+        if self._progressed is not None and self.tokens - self.reported >= PROGRESS_TOKENS:
+            self._progressed(self)
 
     # -- the end, once --------------------------------------------------------------------------------------------------------------
 

@@ -53,7 +53,8 @@ class Attempts:
             self._gate.ended()
             self._deliver(failed)  # type: ignore[arg-type]
             return
-        attempt = LiveAttempt(effect, replica, self._clock, self._gate, dry=dry, over=self._over, heard=self._heard)
+        attempt = LiveAttempt(effect, replica, self._clock, self._gate, dry=dry, over=self._over, heard=self._heard,
+                              progressed=self._progressed if self.tells_progress else None)
         self.alive[(request.id, effect.dispatch)] = attempt
         attempt.task = self._soon(attempt.run(), attempt.gone)
 
@@ -73,6 +74,9 @@ class Attempts:
         self._gate.ended()
         self.alive.pop((effect.request.id, effect.dispatch), None)
         self._deliver(Failed(effect.request.id, effect.dispatch, effect.replica, "unexpected_exception", why))
+
+    def _progressed(self, attempt: LiveAttempt) -> None:
+        self.report_progress(attempt.dispatch.replica)
 
     def report_progress(self, replica: str | None = None) -> None:
         """One Progressed per replica with output since the last: right before its batch changes, and by the clock."""
@@ -99,6 +103,8 @@ class Attempts:
             if attempt.dispatch.replica == event.replica:
                 attempt.muted = True
                 attempt.stop(event.reason)
+        if self.tells_progress:
+            self.report_progress(event.replica)
         self._deliver(event)
 
     def stop_banished(self, request_id: str) -> None:

@@ -26,7 +26,7 @@ from windtunnel.live.stopfile import StopFile
 from windtunnel.policy.control import Control
 from windtunnel.sources.source import Source
 
-GIVES = frozenset({"started", "first_token", "progress", "scrape", "prefix_blocks", "route_key", "token_counts"})
+GIVES = frozenset({"started", "first_token", "progress", "scrape", "prefix_blocks", "route_key", "token_counts", "interruptible"})
 UNKNOWN = frozenset({"fpm"})  # engines tell no steps over HTTP: who asks for them has to do without, as when reports are late
 SECOND_STOP_S = 5.0  # a second stop within this time means: cut
 
@@ -212,6 +212,8 @@ class LiveDriver(Instruments):
         self._rig, self._loop = rig, loop
         try:
             await rig.watch.look_at_all()
+            if "interruptible" in self.control.needs and (fixed := rig.watch.never_stops()):
+                raise ConfigNeedsError("interruptible", "hard pre-emption", "live", hint=f"replica {fixed} cannot stop a running request")
             if self._gate.mode == "armed":
                 self.checks = tuple(rig.watch.checks())
                 refuse_if_red(self.checks)

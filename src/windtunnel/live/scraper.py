@@ -103,6 +103,10 @@ class Watch:
         if self._scrape:
             await asyncio.gather(*(self._scrape_once(r) for r in self.replicas if r.last_look.ok))
 
+    def never_stops(self) -> str | None:
+        """A replica whose engine cannot be told to stop a call; None if all can."""
+        return next((r.name for r in self.replicas if r.engine.facts.abort == "none"), None)
+
     def begin(self) -> None:
         """Announce what was seen, in the fleet's order, and keep looking."""
         for r in self.replicas:

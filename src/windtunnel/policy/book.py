@@ -29,7 +29,7 @@ class Book:
         self.tallies: dict[tuple[str, int], Tally] = {}
         self.wanted: dict[str, float] = {}
         self.expected: dict[str, int] = {}  # replicas that the planner has asked for, by pool
-        self.late_events = self.cancel_forced = 0
+        self.late_events = self.cancel_forced = self.preempted = 0
         self.quarantined: dict[str, dict[str, float]] = {}  # by replica: attempts that did not end in time after a cancel, and since when
         self._heard: dict[str, tuple[int, int, float]] = {}  # (dispatch, output tokens, since) of streams, while there is an idle watchdog
         self.stopped = False
@@ -45,6 +45,8 @@ class Book:
         self.settings = settings
         self.tracks_first_token = (settings.attempts > 1 or settings.first_token_s is not None or settings.idle_s is not None
                                    or settings.cancel_late or self._gated)
+        for lane in self.lanes:
+            lane.may_shed(settings.preemption != "disabled")
         self._watches = settings.first_token_s is not None or settings.wall_s is not None or settings.cancel_late
 
     def retune(self, tenants: Mapping[str, float]) -> None:

@@ -10,6 +10,7 @@ from windtunnel import effects as fx
 from windtunnel.errors import ConfigValueError
 from windtunnel.events import Commanded
 from windtunnel.policy.param import check_number
+from windtunnel.policy.preemption import HARD
 from windtunnel.policy.routing.replica import BOOTING, DRAINING, READY
 from windtunnel.policy.settings import ControlSettings
 
@@ -90,6 +91,7 @@ def _settings(control: Control, wanted: Any) -> ControlSettings:
     settings = replace(control.settings, **wanted)
     needed = {"first_token"} if settings.attempts > 1 or settings.first_token_s is not None or settings.cancel_late else set()
     needed |= set() if settings.idle_s is None else {"first_token", "progress"}
+    needed |= {"interruptible"} if settings.preemption == HARD else set()
     if missing := needed - control.needs:
         raise _Refused(f"settings: this run was not asked for {', '.join(sorted(missing))} at its start")
     return settings

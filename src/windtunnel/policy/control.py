@@ -38,6 +38,7 @@ from windtunnel.policy.commands import carry_out
 from windtunnel.policy.flow import Flow
 from windtunnel.policy.lane import Lane
 from windtunnel.policy.open_request import CLOSING
+from windtunnel.policy.preemption import HARD, Preempting
 from windtunnel.policy.routing.fleet import Fleet
 from windtunnel.policy.routing.replica import BOOTING
 from windtunnel.policy.routing.router import ReplicaChange
@@ -60,7 +61,8 @@ class Control:
                  settings: ControlSettings | None = None, wants: frozenset[str] = frozenset()) -> None:
         self.lanes, self.fleet, self.planner, self.wants = tuple(lanes), fleet, planner, wants
         self.settings = settings or ControlSettings()
-        self.flow = flow = Flow(lanes, fleet, tenants or {}, self.settings)
+        made = Preempting if self.settings.preemption == HARD else Flow
+        self.flow = flow = made(lanes, fleet, tenants or {}, self.settings)
         self._noting = "request" in wants
         self.needs = self._union_of_needs()
         self.seq = self.commands_refused = 0
@@ -194,6 +196,8 @@ class Control:
             needs.add("started")
         if self.settings.idle_s is not None:
             needs.add("progress")
+        if self.settings.preemption == HARD:
+            needs.add("interruptible")
         for lane in self.lanes:
             needs |= lane.router.needs | getattr(lane.queue, "needs", frozenset())
             needs |= frozenset() if lane.gates is None else lane.gates.needs

@@ -56,7 +56,8 @@ class Endings(Book):
         request = opened.request
         end = outcome_of(outcome, reason)
         late = request.deadline_s is not None and self.now >= request.deadline_s
-        again = end.again and no_token and opened.dispatches < self.settings.attempts and not late and not self.stopped
+        failed = opened.dispatches - opened.preempted
+        again = end.again and no_token and failed < self.settings.attempts and not late and not self.stopped
         if again and opened.state != CLOSING and (gates is None or gates.may_retry(self.now)):
             self._again(opened, outcome, culprit)
             return
@@ -85,12 +86,15 @@ class Endings(Book):
         """Back to the queue with its place; a replica that failed (not one that was merely full) is avoided."""
         if outcome != "rate_limited":
             opened.avoid(culprit if opened.paired and culprit else opened.replica)
-        opened.paired = False
-        opened.state = WAITING  # it stays `active` in the counts: it was admitted once
-        opened.item = opened.item_again()
+        self._to_wait_again(opened)
         opened.lane.queue.restore(opened.item, self.now)
         self._arm_waiting(opened)
         self.mark(opened.lane)
+
+    def _to_wait_again(self, opened: OpenRequest) -> None:
+        opened.paired = False
+        opened.state = WAITING  # it stays `active` in the counts: it was admitted once
+        opened.item = opened.item_again()
 
     def _release(self, opened: OpenRequest, outcome: str, rtt_s: float | None, retry_after_s: float | None, output_tokens: int | None) -> None:
         """Give back what the attempt held: router, ledger, lease; the lane may have room now."""
@@ -149,9 +153,11 @@ class Endings(Book):
         """
         opened.state, opened.lease_outcome = CLOSING, lease_outcome
         self._count_end(opened.tally, state)
-        request_id = opened.request.id
-        self.out.append(fx.Close(request_id, state, outcome, reason))
-        self.out.append(fx.Cancel(request_id, opened.dispatches, opened.replica, reason))
+        self.out.append(fx.Close(opened.request.id, state, outcome, reason))
+        self._cancel_attempt(opened, reason)
+
+    def _cancel_attempt(self, opened: OpenRequest, reason: str) -> None:
+        self.out.append(fx.Cancel(opened.request.id, opened.dispatches, opened.replica, reason))
         if self.settings.cancellation_deadline_s is not None:
             self._watch(self.now + self.settings.cancellation_deadline_s, opened, "cancel")
 

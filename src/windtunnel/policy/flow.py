@@ -80,13 +80,16 @@ class Flow(Expiry):
         offered = lane.queue.offer((item,), now)
         opened.tally.waiting += 1
         for shed in offered.evicted:
-            self.open[shed.item.id].tally.evicted += 1
+            victim = self.open[shed.item.id]
+            if not victim.dispatches:  # else it was admitted once, and has failed
+                victim.tally.evicted += 1
             self._end_waiting(shed.item.id, shed.denial)
         if offered.rejected:
             if lane.gates is not None:
                 lane.gates.give_back(opened.request, now)
             self._end_waiting(item.id, offered.rejected[0].denial, at_the_door=True)
             return
+        opened.predicted_start_s = lane.predicted_start_s(item, now)
         self._arm_waiting(opened)
         if len(lane.waiting) == 1 or lane.admission.admissible(lane.resource, now):
             self.mark(lane)  # open although others wait: they are held up by wishes of their own
@@ -95,10 +98,7 @@ class Flow(Expiry):
         """Dispatch until the lane is shut or nothing eligible waits: O(log n) per dispatched or blocked head."""
         now, queue, admission = self.now, lane.queue, lane.admission
         lane.dirty = False
-        if (due_s := self._queue_timers.first()) is not None and due_s <= now:
-            self._expire_due()  # a wake may be late, or still to come at this very time: what is over is not dispatched
-        for shed in queue.shed(now):
-            self._end_waiting(shed.item.id, shed.denial)
+        self._let_go_of_late(lane)
         while lane.waiting:
             if not admission.admissible(lane.resource, now):
                 opens_at = admission.next_open(lane.resource, now)
@@ -117,11 +117,17 @@ class Flow(Expiry):
                 break
             if queue.commit(selection, now) is None:
                 continue
-            if not opened.dispatches:
-                opened.tally.waiting -= 1
-            self._dispatch(opened, choice, admission.grant(lane.resource, now))  # type: ignore[arg-type]
+            self._dispatch(opened, choice, admission.grant(lane.resource, now), True)  # type: ignore[arg-type]
         if lane.skip:
             lane.skip.clear()
+
+    def _let_go_of_late(self, lane: Lane) -> None:
+        """A wake may be late, or still to come at this very time: what is over is not dispatched, nor what the queue sheds."""
+        now = self.now
+        if (due_s := self._queue_timers.first()) is not None and due_s <= now:
+            self._expire_due()
+        for shed in lane.queue.shed(now):
+            self._end_waiting(shed.item.id, lane.when(shed.denial, now))
 
     def _pass_over(self, opened: OpenRequest, reason: str) -> bool:
         """Has this head wishes of its own that nothing meets now? Then it does not hold up the lane; it ends if its replica is no more."""
@@ -134,12 +140,16 @@ class Flow(Expiry):
             return True
         return False
 
-    def _dispatch(self, opened: OpenRequest, choice: Choice, lease: RequestLease) -> None:
+    def _dispatch(self, opened: OpenRequest, choice: Choice, lease: RequestLease, queued: bool = False) -> None:
         request, now, replica = opened.request, self.now, choice.replica
         opened.dispatches = dispatch = opened.dispatches + 1
         opened.state, opened.replica, opened.lease, opened.sent_s, opened.first_token = RUNNING, replica, lease, now, False
+        predicted_start_s = None
         if dispatch == 1:
             opened.tally.active += 1
+            if queued:
+                opened.tally.waiting -= 1
+                predicted_start_s = opened.predicted_start_s
             if (gates := opened.lane.gates) is not None:
                 gates.dispatched(request, now - opened.item.arrived_at, now)
         opened.lane.router.sent(request, choice, now)
@@ -151,7 +161,7 @@ class Flow(Expiry):
         if dispatch == 1:
             opened.tally.admitted_tokens += charge
         self.out.append(fx.Dispatch(request, dispatch, replica, lease.lease_id, choice.reason, choice.prefill, choice.epoch,
-                                     choice.matched_blocks, choice.score))
+                                     choice.matched_blocks, choice.score, predicted_start_s))
         if self._watches:
             self._watch_attempt(opened)
 
@@ -175,8 +185,8 @@ class Flow(Expiry):
         heard = self._heard
         for request_id, output_tokens in event.counts:
             opened = self.open.get(request_id)
-            if opened is None or opened.state != RUNNING:
-                continue
+            if opened is None or opened.state != RUNNING or opened.replica != event.replica:
+                continue  # of an attempt that is over, perhaps
             if opened.lane.meter is not None:
                 opened.lane.meter.charge(request_id, output_tokens, self.now)
             if heard and (last := heard.get(request_id)) is not None and output_tokens > last[1]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sized
+from collections.abc import Callable, Sized
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 SIGNALS = ("ttft", "per_token", "rtt")
 UNKNOWN_SLOTS_CAP = 64
 NO_CAP = 1 << 30
+RATE_FRESH_S = 0.1  # run s for which a rate over 10 s is as good as new
 
 
 class Meter(Protocol):
@@ -42,8 +43,8 @@ class Lane:
     gates: what may refuse a request before it is queued; they include the breaker then. None: only the admission's breaker may.
     """
 
-    __slots__ = ("admission", "cap", "cost", "dirty", "gates", "guarded", "meter", "models", "name", "pools", "queue", "resource", "router", "sides",
-                 "signal", "skip", "unready_since_s", "waiting")
+    __slots__ = ("_ahead_of", "_rate_rps", "_rate_until_s", "admission", "cap", "cost", "dirty", "gates", "guarded", "meter", "models", "name",
+                 "pools", "queue", "resource", "router", "sides", "signal", "skip", "unready_since_s", "waiting")
 
     def __init__(self, name: str, *, queue: Queue, admission: RequestAdmission, router: Router, pools: tuple[str, ...] = (),
                  models: frozenset[str] = frozenset(), cap: Literal["slots"] | int | None = "slots",
@@ -62,18 +63,30 @@ class Lane:
         self.unready_since_s: float | None = 0.0  # since when no replica is ready; None while one is
         admission.register(self.resource, self.first_cap(), 0.0)
         self.meter: Meter | None = None
+        self._ahead_of: Callable[[QueueItem, float], int] | None = None
+        self._rate_rps: float | None = None
+        self._rate_until_s = 0.0
         self._look_into_queue()
 
     def _look_into_queue(self) -> None:
         """Queues that refuse by a rate of completions learn this lane's; one that charges for service is told of it; one that counts tokens
-        sets the cost of requests."""
+        sets the cost of requests; one that is not served in order of arrival says how many go before an item."""
         queue: Any = self.queue
         while queue is not None:
             if hasattr(queue, "charge"):
                 self.meter = queue
             self.cost = getattr(queue, "counts", self.cost)
+            self._ahead_of = getattr(queue, "ahead", self._ahead_of)
             if getattr(queue, "completion_rate", False) is None:
                 queue.completion_rate = partial(self.admission.completion_rate, self.resource)
+            queue = getattr(queue, "inner", None)
+
+    def may_shed(self, allowed: bool) -> None:
+        """May a queue let go of waiting requests for more urgent ones?"""
+        queue: Any = self.queue
+        while queue is not None:
+            if hasattr(queue, "may_shed"):
+                queue.may_shed = allowed
             queue = getattr(queue, "inner", None)
 
     def latency_s(self, event: Finished, sent_s: float, now: float) -> float | None:
@@ -84,12 +97,22 @@ class Lane:
         return None if tokens is None or tokens < 2 or first_s is None else (now - first_s) / (tokens - 1)
 
     def when(self, denial: Denial, now: float) -> Denial:
-        """A gate's denial with the time at which trying again makes sense, where completions per second tell it."""
-        ahead = {"band": len(self.queue) + 1, "token_budget": 1}.get(denial.reason)
+        """A denial of a gate or of the queue with the time at which trying again makes sense, where completions per second tell it."""
+        ahead = {"band": len(self.queue) + 1, "queue_delay": len(self.queue) + 1, "token_budget": 1}.get(denial.reason)
         rate_rps = self.admission.completion_rate(self.resource, now)
         if ahead is None or not rate_rps:
             return denial
         return replace(denial, retry_after_s=ahead / rate_rps)
+
+    def predicted_start_s(self, item: QueueItem, now: float) -> float | None:
+        """Run second at which a newcomer that has just been queued is expected to start: who goes before it over the measured completions
+        per second (at most 0.1 s old); None while that rate is unknown."""
+        if now >= self._rate_until_s:
+            self._rate_rps, self._rate_until_s = self.admission.completion_rate(self.resource, now), now + RATE_FRESH_S
+        rate_rps, ahead_of = self._rate_rps, self._ahead_of
+        if not rate_rps:
+            return None
+        return now + (len(self.waiting) - 1 if ahead_of is None else ahead_of(item, now)) / rate_rps
 
     def first_cap(self) -> int:
         """The ceiling before any replica is known."""

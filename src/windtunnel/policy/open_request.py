@@ -19,21 +19,23 @@ WAITING, RUNNING, CLOSING = 0, 1, 2  # closing: the request has ended, its attem
 class OpenRequest:
     """dispatches: attempts sent so far; replica, lease, sent_s (run s), first_token: of the live attempt; prefill: where its prompt is
     computed, if elsewhere and as long as that holds it. paired: two replicas share it. lease_outcome: set once a
-    watchdog stopped it, whatever the engine then says."""
+    watchdog stopped it, whatever the engine then says. predicted_start_s: set when it is queued for the first time.
+    preempted: times that it was stopped for a more urgent request."""
 
-    __slots__ = ("dispatches", "first_token", "item", "lane", "lease", "lease_outcome", "paired", "prefill", "replica", "request", "sent_s", "state",
-                 "tally")
+    __slots__ = ("dispatches", "first_token", "item", "lane", "lease", "lease_outcome", "paired", "predicted_start_s", "preempted", "prefill",
+                 "replica", "request", "sent_s", "state", "tally")
 
     def __init__(self, request: Request, lane: Lane, tally: Tally, item: QueueItem) -> None:
         self.request, self.lane, self.tally, self.item = request, lane, tally, item
         self.state = WAITING
-        self.dispatches = 0
+        self.dispatches = self.preempted = 0
         self.replica = ""
         self.prefill: str | None = None
         self.paired = False
         self.lease: RequestLease | None = None
         self.lease_outcome: str | None = None
         self.sent_s = 0.0
+        self.predicted_start_s: float | None
         self.first_token = False
 
     def avoid(self, replica: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from windtunnel.events import Scraped
 from windtunnel.policy.endings import Endings
-from windtunnel.policy.open_request import CLOSING
+from windtunnel.policy.open_request import CLOSING, OpenRequest
 
 
 class Quarantine(Endings):
@@ -16,8 +16,11 @@ class Quarantine(Endings):
         opened = self.open.get(request_id)
         if opened is None or opened.state != CLOSING or opened.dispatches != dispatches:
             return
+        self._held_up(opened)
+
+    def _held_up(self, opened: OpenRequest) -> None:
         self.cancel_forced += 1
-        self.quarantined.setdefault(opened.replica, {})[request_id] = self.now
+        self.quarantined.setdefault(opened.replica, {})[opened.request.id] = self.now
 
     def scraped(self, event: Scraped) -> None:
         """Own attempts that were there when the engine was asked, less what it then had: as many are gone, the oldest first."""

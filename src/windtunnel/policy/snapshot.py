@@ -34,6 +34,7 @@ def view_of(control: Control, wakes: Mapping[str, float], now: float) -> View:
         now, control.seq, reduce(add, counts.values(), Counts()), by_class, top, tuple(_lane(lane, waiting, now) for lane in control.lanes),
         control.fleet.view(now), control.planner.view() if control.planner else None, dict(wakes), control.late_events,
         _deadlines(control), control.flow.cancel_forced, {replica: len(held) for replica, held in control.flow.quarantined.items()},
+        control.flow.preempted,
     )
 
 

@@ -93,7 +93,8 @@ class LaneView:
 class View:
     """What a `Control` knew at `now` (run seconds), after `seq` events. by_class, deadlines: by priority class.
 
-    cancel_forced: cancelled attempts that did not end in time, ever; quarantined: those that still hold a slot, by replica.
+    cancel_forced: cancelled attempts that did not end in time, ever; quarantined: those that still hold a slot, by replica; preempted:
+    running attempts that were stopped for more urgent requests, ever.
     """
 
     now: float
@@ -109,3 +110,4 @@ class View:
     deadlines: Mapping[int, Deadlines] = field(default_factory=dict)
     cancel_forced: int = 0
     quarantined: Mapping[str, int] = field(default_factory=dict)
+    preempted: int = 0

@@ -8,6 +8,7 @@ import gc
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 from typing import Any, Protocol
 
@@ -32,7 +33,8 @@ from windtunnel.sim.wakes import Wakes
 from windtunnel.sources.seeding import PolicyRng
 from windtunnel.sources.source import Source, check_books
 
-GIVES = frozenset({"fpm", "handover", "started", "first_token", "progress", "scrape", "prefix_blocks", "route_key", "token_counts"})
+GIVES = frozenset({"fpm", "handover", "started", "first_token", "progress", "scrape", "prefix_blocks", "route_key", "token_counts",
+                   "interruptible"})
 HEARD = {FirstToken: "first_token", Progressed: "progress", Started: "started"}  # what a source may ask to be told, beside ends
 SLICE = 256  # agenda entries between two looks at the wall clock
 
@@ -77,7 +79,6 @@ class SimDriver:
         self._check, self._step_every = check, step_every
         self.fleet = SimFleet(fleet, agenda, self._deliver, seed=seed, replication=replication, engine_options=self._engine_options)
         self.fleet.note = self._note
-        self.fleet.note = self._note
         self.faults = Faults(faults, self.fleet, agenda, self._note, seed=seed, replication=replication, until=until) if faults else None
         dispatching = Dispatching(self.fleet, agenda, self._deliver, self.faults)
         self.handoffs = dispatching.handoffs
@@ -102,6 +103,7 @@ class SimDriver:
         self._arriving.pull()
         self.sampler = Sampler(control, self.fleet, recorder.sample, agenda, sample_s, self._stranded)
         if progress is not None:
+            self.fleet.on_ending = partial(progress.tell, through=self._deliver)  # a loss is told at once, not over the network
             progress.start()
         if "scrape" in needs:
             scraper = Scraper(self.fleet, agenda, self._deliver, self.faults, seed=seed, replication=replication)

@@ -35,6 +35,7 @@ class SimFleet:
         self._last_plan = 0
         self.boot_faults: BootFaults | None = None
         self.on_ready: Callable[[SimReplica], None] | None = None
+        self.on_ending: Callable[[str], None] | None = None  # a replica is about to be gone, with all that is on it
         self.on_dropped: Callable[[str, list[Attempt]], None] | None = None  # what was on a replica that is gone
         self.on_link: Callable[[str, float, float | None], None] | None = None  # bandwidth times so much; or down, with a timeout (s)
         self.on_gone: Callable[[SimReplica], list[Event]] | None = None  # what to tell beside its loss
@@ -228,6 +229,8 @@ class SimFleet:
 
     def _end(self, replica: SimReplica, reason: str) -> None:
         """Gone for good; what still ran is ended by Control from the one event."""
+        if self.on_ending is not None:
+            self.on_ending(replica.name)
         dropped = replica.engine.drop_all(reason)
         if self.on_dropped is not None:
             self.on_dropped(replica.name, dropped)

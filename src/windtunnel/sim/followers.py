@@ -21,31 +21,34 @@ class Followers:
 
     def __init__(self, replicas: Mapping[str, SimReplica], agenda: Agenda, tell: Callable[[str], None], every_tokens: int = EVERY_TOKENS) -> None:
         self._replicas, self._agenda, self._tell, self._every = replicas, agenda, tell, every_tokens
-        self._told: dict[str, int] = {}  # steps of the replica at its last report
+        self._told: dict[str, tuple[int, ...]] = {}  # steps of the replica's parts at its last report
         self._followed: set[str] = set()
 
     def told(self, name: str) -> None:
         """A report of the replica has just been made, whoever asked for it."""
-        engine = self._replicas[name].engine
-        if isinstance(engine, SimEngine):
-            self._told[name] = engine.steps_at(self._agenda.now)
+        now = self._agenda.now
+        self._told[name] = tuple([part.steps_at(now) for part in self._parts(name)])
 
     def begun(self, name: str) -> None:
         """The replica has admitted a request."""
-        if name not in self._followed and isinstance(self._replicas[name].engine, SimEngine):
+        if name not in self._followed and self._parts(name):
             self._followed.add(name)
             self._agenda.at(self._agenda.now, LOOK, lambda _: self._look(name))
 
+    def _parts(self, name: str) -> tuple[SimEngine, ...]:
+        """What steps in it, each on its own; nothing of an engine that only serves for a while."""
+        parts = getattr(self._replicas[name].engine, "parts", None)
+        return () if parts is None else tuple(parts())
+
     def _look(self, name: str) -> None:
-        engine, now = self._replicas[name].engine, self._agenda.now
-        assert isinstance(engine, SimEngine)
-        if not engine.load:
+        now, parts = self._agenda.now, self._parts(name)
+        if not any(part.load for part in parts):
             self._followed.discard(name)
             return
-        allowed = max(1, self._every // engine.width)
-        since = engine.steps_at(now) - self._told.get(name, 0)
-        if since >= allowed:
+        before = self._told.get(name) or (0,) * len(parts)
+        left = [max(1, self._every // p.width) - (p.steps_at(now) - steps) for p, steps in zip(parts, before)]
+        if min(left) <= 0:
             self._tell(name)
-            since = 0
-        due = engine.time_after(allowed - since)
-        self._agenda.at(now + STILL_S if due is None else due, LOOK, lambda _: self._look(name))
+            left = [max(1, self._every // p.width) for p in parts]
+        due = [at for p, steps in zip(parts, left) if (at := p.time_after(steps)) is not None]
+        self._agenda.at(min(due, default=now + STILL_S), LOOK, lambda _: self._look(name))

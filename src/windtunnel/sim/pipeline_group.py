@@ -62,6 +62,11 @@ class Group(SimEngine):
         self._first_stage, self._pp = stage, pp
         return self
 
+    def time_after(self, steps: int) -> float | None:
+        """As ever; while it waits for the first stage: when that is free."""
+        at, free_s = super().time_after(steps), self._first_stage.free_s
+        return free_s if at is None and self._here and free_s > self.agenda._now else at
+
     def _start(self, _: object = None) -> None:
         stage, now = self._first_stage, self.agenda._now
         if self._start_pending and self._here and now < stage.free_s:

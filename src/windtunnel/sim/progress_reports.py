@@ -27,7 +27,7 @@ class ProgressReports:
         """From now on a report is at most PROGRESS_S old."""
         self._agenda.at(self._agenda._now + PROGRESS_S, ARRIVAL, self._tick)
 
-    def tell(self, name: str) -> None:
+    def tell(self, name: str, through: Callable[[Event], None] | None = None) -> None:
         """How far the requests of a replica are, before its batch changes: once per instant."""
         now = self._agenda._now
         if self._told_s.get(name) != now:
@@ -35,7 +35,7 @@ class ProgressReports:
             self._followers.told(name)
             counts = self._fleet.replicas[name].engine.progress_at(now)
             if counts:
-                self._back(Progressed(name, counts))
+                (through or self._back)(Progressed(name, counts))
 
     def _tick(self, _: Any) -> None:
         for name, replica in list(self._fleet.replicas.items()):

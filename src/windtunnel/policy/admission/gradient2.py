@@ -28,7 +28,8 @@ class Gradient2:
     queue_size: Annotated[int, Param(0, 64, 1, "requests", "queue", "added on every step")] = 4
     long_window: Annotated[int, Param(10, 5000, 1, "samples", "long window", "of the long mean", "log")] = 600
     warmup: Annotated[int, Param(1, 100, 1, "samples", "warm-up", "samples averaged before the long mean decays")] = 10
-    window: Window | None = field(default_factory=Window)
+    window: Annotated[Window | None, Param(label="window", help="samples put together; null: each counts by itself", knob=False)] = field(
+        default_factory=Window)
 
     def __post_init__(self) -> None:
         check_number("min_limit", self.min_limit, lo=1, whole=True)

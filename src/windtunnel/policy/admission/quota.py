@@ -156,8 +156,8 @@ class Quotas:
         return made
 
     def settle(self, reservation: Reservation, used_tokens: int, now: float, *, completed: bool = True) -> Settled:
-        """The request has ended with `used_tokens`; the rest comes back. A repeated one is a `duplicate` and changes nothing."""
-        if self.open.pop(reservation.number, None) is None:
+        """The request has ended with `used_tokens`; the rest comes back. One that is not open (any more) is a `duplicate`: nothing changes."""
+        if not isinstance(reservation, Reservation) or self.open.pop(reservation.number, None) is None:
             return "duplicate"
         account = self.account(reservation.tenant, now)
         account.give(reservation, used_tokens)

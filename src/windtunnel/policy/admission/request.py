@@ -107,6 +107,20 @@ class RequestAdmission:
             return False
         return self.breaker is None or self.breaker.admissible(now)
 
+    def full_from(self, resource: ResourceKey, now: float) -> float | None:
+        """From when on it is shut for want of room alone, so that an end would open it: `now`, or the end of a pause. None: it has room, or
+        nobody knows. Changes nothing."""
+        r = self._resources.get(resource)
+        if r is None or self._shut:
+            return None
+        at = max(now, r.limit.blocked_until)
+        if self.breaker is not None and not self.breaker.admissible(at):
+            opens_at = self.breaker.opens_at(now)
+            if opens_at is None:
+                return None
+            at = max(at, opens_at)
+        return at if r.in_flight >= r.bound(at) else None
+
     def why_not(self, resource: ResourceKey, now: float) -> Denial:
         """The denial of a resource that is not admissible, in the order shutdown, unregistered, cool-down, capacity, breaker."""
         r = self._resources.get(resource)

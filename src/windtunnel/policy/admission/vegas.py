@@ -24,7 +24,8 @@ class Vegas:
     initial_limit: Annotated[int, Param(1, 1024, 1, "requests", "start at", "limit before the first sample", "log")] = 20
     max_limit: Annotated[int, Param(1, 1024, 1, "requests", "at most", "no step goes above", "log")] = 1000
     probe: Annotated[bool, Param(label="probe", help="measure the smallest latency anew every 15 to 30 samples per unit of limit")] = True
-    window: Window | None = field(default_factory=Window)
+    window: Annotated[Window | None, Param(label="window", help="samples put together; null: each counts by itself", knob=False)] = field(
+        default_factory=Window)
 
     def __post_init__(self) -> None:
         check_number("max_limit", self.max_limit, lo=1, whole=True)

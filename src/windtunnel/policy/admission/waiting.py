@@ -101,6 +101,8 @@ class WaitingAdmission(EndpointAdmission):
     def cancel(self, waiter_id: str, now: float) -> WaiterCancelled | AlreadyGranted | UnknownWaiter:
         """The caller no longer wants it. Never raises for ids that are over or were never there."""
         self._tick(now)
+        if not isinstance(waiter_id, str):
+            return UnknownWaiter(waiter_id)
         waiter = self._waiters.remove(waiter_id, now)
         if waiter is not None:
             self._over(waiter, "request_wait_cancelled", "cancellation", now)

@@ -22,8 +22,10 @@ class Bounded:
     reject, drop_lru (oldest of the least urgent class not more urgent than it) or shed_low_priority (newest strictly less urgent)."""
 
     capacity: Annotated[int, Param(1, 10_000, 1, "requests", "queue capacity", "requests that may wait", "log")] = 256
-    capacity_by_class: Mapping[int, int | None] = field(default_factory=lambda: {0: 128, 1: 128})
-    on_full_by_class: Mapping[int, str] = field(default_factory=lambda: {0: "reject", 1: "drop_lru"})
+    capacity_by_class: Annotated[Mapping[int, int | None], Param(unit="requests", label="capacity by class", help="of each class that may wait",
+                                                                 knob=False)] = field(default_factory=lambda: {0: 128, 1: 128})
+    on_full_by_class: Annotated[Mapping[int, str], Param(label="when full", help="by class of the newcomer: reject, drop_lru or shed_low_priority",
+                                                         knob=False)] = field(default_factory=lambda: {0: "reject", 1: "drop_lru"})
 
     def __post_init__(self) -> None:
         check_number("capacity", self.capacity, lo=1, whole=True)
@@ -54,6 +56,7 @@ class BoundedQueue:
         self.capacity_by_class = {0: 128, 1: 128} if capacity_by_class is None else dict(capacity_by_class)
         self.on_full_by_class = {0: "reject", 1: "drop_lru"} if on_full_by_class is None else dict(on_full_by_class)
         self.completion_rate = completion_rate
+        self.may_shed = True  # does shed_low_priority find victims?
         self.needs: frozenset[str] = getattr(inner, "needs", frozenset())
         self._classes: dict[int, OrderedDict[str, QueueItem]] = {}  # oldest enqueued first
         self._class_of: dict[str, int] = {}
@@ -113,7 +116,7 @@ class BoundedQueue:
             least_urgent = newcomer if class_full else max((c for c in self._classes if c >= newcomer), default=None)
             line = None if least_urgent is None else self._classes.get(least_urgent)
             return next(iter(line.values())) if line else None
-        if policy == "shed_low_priority" and not class_full:
+        if policy == "shed_low_priority" and self.may_shed and not class_full:
             least_urgent = max((c for c in self._classes if c > newcomer), default=None)
             return None if least_urgent is None else next(reversed(self._classes[least_urgent].values()))
         return None

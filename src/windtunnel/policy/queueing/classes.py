@@ -92,7 +92,8 @@ class Classes:
     """Config. strict: the most urgent class first, the others starve by design; weighted: shares; ageing: waiting makes up for class."""
 
     mode: Annotated[Literal["strict", "weighted", "ageing"], Param(choices=MODES, label="mode", help="how classes share")] = "weighted"
-    weights: Mapping[int, float] = field(default_factory=lambda: {0: 8.0, 1: 1.0})
+    weights: Annotated[Mapping[int, float], Param(unit="shares", label="weights", help="share by class, above 0 (weighted)", knob=False)] = field(
+        default_factory=lambda: {0: 8.0, 1: 1.0})
     promote_after_s: Annotated[float, Param(1, 600, 1, "s", "promotion", "waiting that makes up for one class (ageing)")] = 30.0
 
     def __post_init__(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
@@ -22,15 +21,13 @@ class EdfQueue(KeyedQueue):
     """Items without a deadline go last, ties by arrival. A newcomer at or past its deadline is refused, and one whose predicted end lies
     after it: items due no later than it, over the measured completion rate, plus `service_s`. Unknown rate or service: let in.
 
-    completion_rate: `(now) -> completions per second or None`, set by the lane. Positions are kept in a sorted list: the insertion moves
-    pointers in one block, so 100 000 waiting items cost microseconds. `shed` drops what can no longer be in time.
+    completion_rate: `(now) -> completions per second or None`, set by the lane. `shed` drops what can no longer be in time.
     """
 
     def __init__(self, config: Edf | None = None, *, completion_rate: Callable[[float], float | None] | None = None) -> None:
         super().__init__(_deadline)
         self.config = config or Edf()
         self.completion_rate = completion_rate
-        self._due: list[float] = []
 
     def refusal(self, item: QueueItem, now: float) -> Shed | None:
         deadline = item.deadline
@@ -48,18 +45,7 @@ class EdfQueue(KeyedQueue):
         rate_per_s = None if self.completion_rate is None else self.completion_rate(now)
         if not rate_per_s:
             return None
-        place = bisect_left if item.id in self._items else bisect_right
-        return now + place(self._due, _deadline(item)) / rate_per_s
-
-    def _add(self, item: QueueItem, place: int) -> None:
-        super()._add(item, place)
-        insort(self._due, _deadline(item))
-
-    def _take(self, item_id: str) -> QueueItem | None:
-        item = super()._take(item_id)
-        if item is not None:
-            del self._due[bisect_left(self._due, _deadline(item))]
-        return item
+        return now + self.ahead(item, now) / rate_per_s
 
     def shed(self, now: float) -> tuple[Shed, ...]:
         """What could end in time no more, the earliest deadline first."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sized
 from dataclasses import dataclass
+from math import inf
 from typing import Any, Protocol
 
 from windtunnel.errors import PolicyError
@@ -96,7 +97,7 @@ class FairTaskQueue:
 
     def _add(self, item: QueueItem, *, front: bool = False) -> None:
         group = item.group
-        if not item.cost > 0:
+        if not 0 < item.cost < inf:
             raise bad_cost(item)
         active = self._active.get(group.key)
         if active is None:
@@ -200,7 +201,7 @@ class FairTaskQueue:
             return False
         if now < self._now:
             raise went_backwards(now, self._now)
-        if not item.cost > 0:
+        if not 0 < item.cost < inf:
             raise bad_cost(item)
         self._now = now
         self.sequence_version += 2

@@ -10,7 +10,7 @@ from windtunnel.policy.admission.denial import make_denial
 from windtunnel.policy.param import BuildContext, Param, check_number
 from windtunnel.policy.queueing.fair import Eligible
 from windtunnel.policy.queueing.fifo import FifoQueue
-from windtunnel.policy.queueing.item import Offered, QueueItem, Selection, Shed
+from windtunnel.policy.queueing.item import Offered, QueueItem, Selection, Shed, went_backwards
 
 
 class AdaptiveLifoQueue(FifoQueue):
@@ -53,8 +53,14 @@ class AdaptiveLifoQueue(FifoQueue):
             return None
         return next(reversed(self._items.values())) if self.backlogged(now) else next(iter(self._items.values()))
 
+    def ahead(self, item: QueueItem, now: float) -> int:
+        """Waiting items that go before the one that has just been queued, as things stand: nobody while backlogged."""
+        return 0 if self.backlogged(now) else len(self._items) - 1
+
     def select(self, eligible: Eligible, now: float) -> Selection | None:
         """The item whose turn it is, if it is eligible."""
+        if now < self._now:
+            raise went_backwards(now, self._now)
         head, view = self._first(now), self.view()
         return Selection(head, view, self.sequence_version) if head is not None and eligible(head, view) else None
 

@@ -151,7 +151,8 @@ class Vtc:
     skip_blocked: Annotated[bool, Param(label="skip blocked", help="pass over a blocked client; the fairness bound is lost")] = False
     predict: Annotated[bool, Param(label="predict", help="charge the expected output at the start")] = False
     profiled: Annotated[bool, Param(label="profiled", help="charge by the cost profile instead of by tokens")] = False
-    coefficients: tuple[float, float, float, float, float] = PROFILE
+    coefficients: Annotated[tuple[float, float, float, float, float], Param(
+        unit="ms", label="coefficients", help="of x, y, x·y, y² and 1 for x input and y output tokens (profiled)", knob=False)] = PROFILE
 
     def __post_init__(self) -> None:
         for name in ("w_in", "w_out"):

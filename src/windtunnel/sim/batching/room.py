@@ -78,6 +78,9 @@ class Room(Intake):
         """Someone whose KV is stored: swapped KV starts on its way back, KV from another engine is there. False: it must wait."""
         if a.state == SWAPPED:
             return self._swap_in(a, D)
+        grows = self.kv.blocks_for(a.computed + self.width) - self.kv.blocks_for(a.computed)
+        if grows and self._running and not self.kv.fits(D, grows):
+            return False  # its blocks are full: the next token takes one that is not free
         self._take_head()
         if a.computed >= a.target:
             self._rejoin(a)
