@@ -17,7 +17,7 @@ from windtunnel.effects import Effect
 from windtunnel.errors import ConfigNeedsError, PolicyError, WindtunnelError
 from windtunnel.events import Arrived, Cancelled, Event, Failed, Finished, FirstToken, Progressed, Request, Started, Woke
 from windtunnel.policy.control import Control
-from windtunnel.sim.agenda import ARRIVAL, Agenda, Call
+from windtunnel.sim.agenda import ARRIVAL, COMPLETION, Agenda, Call
 from windtunnel.sim.asking import Asking
 from windtunnel.sim.decodes import Decodes
 from windtunnel.sim.engine import Attempt
@@ -308,7 +308,10 @@ class SimDriver:
             else:
                 self._from_source(self.source.handle(Woke(effect.key), self.agenda._now))
 
-        self.agenda.at(max(effect.at, self.agenda._now), ARRIVAL, due)
+        now = self.agenda._now
+        self.agenda.at(max(effect.at, now), ARRIVAL, due)
+        if owner == "source" and "progress" in self.source.needs:
+            self.agenda.at(max(effect.at - self._network_s, now), COMPLETION, lambda _: self._tell_source(slot, version))
 
     def _ask(self, effect: fx.Ask) -> None:
         if self._asking is None:
@@ -431,6 +434,17 @@ class SimDriver:
             counts = self.fleet.replicas[name].engine.progress_at(now)
             if counts:
                 self._back(Progressed(name, counts))
+
+    def _tell_source(self, slot: tuple[str, str], version: int) -> None:
+        """What clients will have received when they wake and judge how long nothing came; the control hears of it in its own time."""
+        if self._wakes[slot] != version:
+            return
+        replicas = [r for r in self.fleet.replicas.values() if r.state in (READY, DRAINING)]
+        counts = tuple(count for r in replicas for count in r.engine.progress_at(self.agenda._now))
+        if counts and self._network_s:
+            self.agenda.at(self.agenda._now + self._network_s, COMPLETION, lambda _: self._tell(Progressed("", counts)))
+        elif counts:
+            self._tell(Progressed("", counts))
 
     def _progress_tick(self, _: Any) -> None:
         """Between changes of the batch progress is at most this old."""
