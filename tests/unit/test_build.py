@@ -208,3 +208,20 @@ def test_SV_5_every_engine_of_a_scenario_runs_and_equal_seeds_give_equal_runs(en
     first = fly()
     assert len(first) > 10
     assert np.array_equal(first, fly(), equal_nan=True)
+
+
+def test_SM_40_given_blocks_do_not_make_the_impossible_possible() -> None:
+    for changes, says in (({"model": "Llama-3.3-70B"}, r"weights 141\.1 GB \+ 100 KV blocks 0\.5 GB > 85\.9 GB"), ({"tp": 3}, "32 attention heads"),
+                          ({"tp": 16}, "more GPUs than the 8 of a node"), ({"engine": {"num_blocks": 100, "max_model_len": 8192}}, "1,600 tokens")):
+        made = scenario(**{"fleet__pools__chat__engine__num_blocks": 100, **{f"fleet__pools__chat__{k}": v for k, v in changes.items()}})
+        with pytest.raises(ConfigInfeasibleError, match=says):
+            made.build_fleet()
+    with pytest.raises(ConfigInfeasibleError, match="70,000 KV blocks 146"):
+        scenario(fleet__pools__chat__engine__num_blocks=70_000).build_fleet()
+
+
+def test_S_3_a_model_answers_within_its_own_context_unless_the_engine_says_another() -> None:
+    assert scenario().build_fleet().pools["chat"].engine.max_model_len == 131_072
+    assert scenario(fleet__pools__chat__engine__max_model_len=500).build_fleet().pools["chat"].engine.max_model_len == 500
+    rows = scenario(fleet__pools__chat__model="OPT-13B", source__input_tokens=2000, source__output_tokens=100).run().requests
+    assert len(rows) > 0 and set(rows.reason) == {"context_length_exceeded"}, "OPT has 2048 positions"

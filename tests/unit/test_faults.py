@@ -185,10 +185,11 @@ def test_SL_5_what_the_market_does_not_have_a_planner_cannot_order_either() -> N
 
 
 @pytest.mark.parametrize(("fault", "says"), [
-    ({"kind": "crash", "at_s": 1, "for_s": 10}, r"faults\.0\.for_s: means nothing for a fault of kind crash; it reads pool, replicas, fraction, count, restart$"),
+    ({"kind": "crash", "at_s": 1, "for_s": 10}, r"faults\.0\.for_s: means nothing.*kind crash; it reads pool, replicas, fraction, count, restart$"),
     ({"kind": "spot", "at_s": 1, "for_s": 10}, r"for_s: means nothing.*unavailable_s"),
     ({"kind": "slow", "at_s": 1, "p": 0.5}, r"p: means nothing for a fault of kind slow; it reads pool, replicas, fraction, count, for_s, factor"),
-    ({"kind": "boot_fail", "at_s": 1, "replicas": [1]}, "replicas: means nothing"), ({"kind": "load", "at_s": 1, "pool": "chat"}, "pool: means nothing"),
+    ({"kind": "boot_fail", "at_s": 1, "replicas": [1]}, "replicas: means nothing"),
+    ({"kind": "load", "at_s": 1, "pool": "chat"}, "pool: means nothing"),
     ({"kind": "pause", "at_s": 1, "factor": 3}, "factor: means nothing"), ({"kind": "metrics_delay", "at_s": 1, "p": 0.5}, "p: means nothing"),
     ({"kind": "slow", "every_s": 9, "rate_per_h": 3}, "rate_per_h: stands beside every_s"),
     ({"kind": "slow", "at_s": 1, "fraction": 0.5, "count": 1}, "count: stands beside fraction"),

@@ -115,7 +115,8 @@ def _ep(spec: PoolSpec, measured: Profile | None) -> int:
 
 
 def _engine(spec: PoolSpec, arch: Architecture, card: Gpu, dtype: str, kv_dtype: str, measured: Profile | None) -> EngineConfig:
-    """The engine, with the KV blocks that the file says, else those that the profile's engine reported, else as many as fit."""
+    """The engine, with the KV blocks that the file says, else those that the profile's engine reported, else as many as fit; and with the
+    model's own context where the file says none."""
     given: Any = spec.engine
     config: EngineConfig = given.config()
     if measured is not None and measured.host and config.host == HostCosts():
@@ -125,14 +126,15 @@ def _engine(spec: PoolSpec, arch: Architecture, card: Gpu, dtype: str, kv_dtype:
     if config.preemption == "swap":  # every rank swaps its share over its own PCIe
         config = dataclasses.replace(config, pcie_bw=config.pcie_bw or card.pcie_bw * spec.tp * spec.pp,
                                      kv_bytes_per_token=config.kv_bytes_per_token or float(arch.kv_bytes_per_token(kv_dtype)))
-    if config.num_blocks is not None:
-        return config
     refuse_infeasible(arch, card, tp=spec.tp, pp=spec.pp, dtype=dtype, kv_dtype=kv_dtype, block_size=config.block_size,
                       max_model_len=config.max_model_len, max_num_batched_tokens=config.max_num_batched_tokens,
                       max_num_seqs=config.max_num_seqs, ep=_ep(spec, measured),
-                      max_prompt=config.max_model_len if config.policy == "vllm" and not config.chunked_prefill else None)
-    blocks = kv_blocks(arch, card, tp=spec.tp, pp=spec.pp, dtype=dtype, kv_dtype=kv_dtype, block_size=config.block_size)
-    return dataclasses.replace(config, num_blocks=blocks)
+                      max_prompt=config.max_model_len if config.policy == "vllm" and not config.chunked_prefill else None,
+                      num_blocks=config.num_blocks)
+    blocks = config.num_blocks
+    if blocks is None:
+        blocks = kv_blocks(arch, card, tp=spec.tp, pp=spec.pp, dtype=dtype, kv_dtype=kv_dtype, block_size=config.block_size)
+    return dataclasses.replace(config, num_blocks=blocks, max_model_len=config.max_model_len or arch.max_model_len)
 
 
 def _step_model(spec: PoolSpec, arch: Architecture, card: Gpu, measured: Profile | None) -> StepModel:
