@@ -225,3 +225,16 @@ def test_S_3_a_model_answers_within_its_own_context_unless_the_engine_says_anoth
     assert scenario(fleet__pools__chat__engine__max_model_len=500).build_fleet().pools["chat"].engine.max_model_len == 500
     rows = scenario(fleet__pools__chat__model="OPT-13B", source__input_tokens=2000, source__output_tokens=100).run().requests
     assert len(rows) > 0 and set(rows.reason) == {"context_length_exceeded"}, "OPT has 2048 positions"
+
+
+def test_SM_40_a_pool_that_no_request_can_reach_and_requests_that_no_pool_serves_are_refused() -> None:
+    other = {"model": "Qwen3-8B", "gpu": "h100_sxm"}
+    with pytest.raises(ConfigInfeasibleError, match=r"fleet\.pools\.other: no request asks for Qwen3-8B; the source asks for Llama-3\.1-8B"):
+        scenario(fleet__pools__other=other).run()
+    with pytest.raises(ConfigInfeasibleError, match=r"fleet\.pools\.chat: no request asks for Llama"):
+        scenario(source__model="Qwen3-8B").run()
+    part = {"kind": "arrivals", "rate_rps": 2, "input_tokens": 100, "output_tokens": 20}
+    both = {"kind": "mix", "sources": [{**part, "name": "a"}, {**part, "name": "b", "model": "Qwen3-8B"}]}
+    with pytest.raises(ConfigInfeasibleError, match=r"source: no pool serves the model Qwen3-8B; there are Llama-3\.1-8B"):
+        scenario(source=both).run()
+    assert (scenario(source=both, fleet__pools__other=other).run().requests.outcome == "success").all()

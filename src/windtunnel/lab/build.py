@@ -158,6 +158,20 @@ def build_fleet(spec: Any, base: Path, catalog: Catalog = SHIPPED) -> FleetConfi
     return fleet
 
 
+def refuse_unreachable(fleet: FleetConfig, asked: frozenset[str] | None) -> None:
+    """ConfigInfeasibleError for a pool whose model nobody asks for, and for requests that no pool can answer. None: not known before."""
+    served = {pool.model for pool in fleet.pools.values()}
+    if not asked:  # not known, or a pipeline of local work only
+        return
+    for name, pool in fleet.pools.items():
+        if pool.model not in asked:
+            raise ConfigInfeasibleError(f"fleet.pools.{name}: no request asks for {pool.model}; the source asks for {', '.join(sorted(asked))}",
+                                        hint="give a source the model, or leave the pool out")
+    stray = sorted(asked - served)
+    if stray:
+        raise ConfigInfeasibleError(f"source: no pool serves the model {stray[0]}; there are {', '.join(sorted(served))}")
+
+
 def build_source(spec: Any, base: Path, seed: int, *, replication: int = 0, duration_s: float | None = None, model: str = "",
                  live: bool = False, faults: Sequence[Fault] = ()) -> Source:
     """A fresh source. duration_s: no arrivals at or after it; model: what requests without one ask for; live: with prompt texts.

@@ -95,3 +95,15 @@ def is_endless(spec: Any) -> bool:
         return any(is_endless(s) for s in spec.sources)
     return isinstance(spec, ArrivalsSpec) and spec.count is None and bool(spec.config().endless)
 
+
+
+def models_asked(spec: Any, first: str) -> frozenset[str] | None:
+    """Models that requests of a source ask for, `first` where it names none; None: rows of its file may name their own."""
+    if isinstance(spec, MixSpec):
+        parts = [models_asked(s, first) for s in spec.sources]
+        return None if None in parts else frozenset().union(*(part for part in parts if part is not None))
+    if isinstance(spec, PipelineSpec):
+        return frozenset(c.model for c in spec.columns.values() if c.model and c.requests)
+    if isinstance(spec, TraceSpec) and (spec.format == "own" or spec.path.endswith(".parquet")):
+        return None
+    return frozenset({spec.model or first})
