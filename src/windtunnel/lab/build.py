@@ -136,7 +136,7 @@ def pool_facts(fleet: FleetConfig, *, steps: bool = False) -> tuple[PoolFacts, .
     from windtunnel.lab.build_pool import engine_limits, known_steps, mean_boot_s
 
     return tuple(PoolFacts(p.name, p.role, p.model, p.replicas, p.gpus_per_replica, p.slots, mean_boot_s(p.startup), p.min, p.max,
-                           engine_limits(p), known_steps(p) if steps else ())
+                           engine_limits(p), known_steps(p) if steps else (), p.kv_bytes_per_token)
                  for p in fleet.pools.values())
 
 
@@ -156,6 +156,13 @@ def build_fleet(spec: Any, base: Path, catalog: Catalog = SHIPPED) -> FleetConfi
     fleet = FleetConfig(pools, spec.network_s, spec.max_gpus)
     pairs_of(fleet)
     return fleet
+
+
+def refuse_unread_adapters(fleet: FleetConfig, labelled: bool) -> None:
+    """ConfigValueError for adapters that no engine of the fleet would look at."""
+    lora = [getattr(pool.engine, "lora", None) for pool in fleet.pools.values()]
+    if labelled and not any(one is not None and one.by == "label" for one in lora):
+        raise ConfigValueError("source.adapters", "no pool reads them", hint="write engine.lora: {by: label} in the pool, or leave them out")
 
 
 def refuse_unreachable(fleet: FleetConfig, asked: frozenset[str] | None) -> None:

@@ -15,6 +15,8 @@ from windtunnel.sources.arrivals import FixedSchedule, RequestRate
 
 Shares = dict[str, Annotated[float, Field(ge=0)]]
 Priority = Literal["interactive", "batch"]
+AdapterShares = Annotated[dict[Annotated[str, Field(min_length=1)], Annotated[float, Field(ge=0, le=1)]], Field(
+    description="Share of the requests per LoRA adapter, read by engines with lora: {by: label}; what is left of 1 asks for the base model.")]
 
 
 ScheduleSpec = spec_of(FixedSchedule, "fixed_schedule")
@@ -38,6 +40,7 @@ class TraceSpec(Spec):
     priority: Priority = Field(default="interactive", description="Class of rows that name none.")
     clients: ClientsSpec | None = Field(default=None, description="Left out: clients wait for ever and never try again.")
     bound: Literal["output"] | None = Field(default="output", description="output: clients ask for exactly the recorded number of tokens.")
+    adapters: AdapterShares | None = None
 
 
 class ArrivalsSpec(spec_of(RequestRate)):  # type: ignore[misc]
@@ -56,6 +59,7 @@ class ArrivalsSpec(spec_of(RequestRate)):  # type: ignore[misc]
     clients: ClientsSpec | None = Field(default=None, description="Left out: clients wait for ever and never try again.")
     model: str | None = None
     bound: Literal["output"] | None = "output"
+    adapters: AdapterShares | None = None
 
     @field_validator("tenants", "priorities")
     @classmethod
@@ -95,6 +99,11 @@ def is_endless(spec: Any) -> bool:
         return any(is_endless(s) for s in spec.sources)
     return isinstance(spec, ArrivalsSpec) and spec.count is None and bool(spec.config().endless)
 
+
+
+def has_adapters(spec: Any) -> bool:
+    """Do requests of this source ask for adapters by label?"""
+    return any(has_adapters(s) for s in spec.sources) if isinstance(spec, MixSpec) else bool(getattr(spec, "adapters", None))
 
 
 def models_asked(spec: Any, first: str) -> frozenset[str] | None:
