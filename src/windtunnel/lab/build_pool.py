@@ -68,7 +68,7 @@ def build_pool(name: str, spec: PoolSpec, base: Path, *, split: bool = False, ca
         gpus_per_replica=spec.tp * spec.pp, price_usd_per_hour=price, spot=spec.spot, power_w=card.power_w, idle_w=card.idle_w,
         scrape=_scrape(spec, base),
         weight=1.0 if spec.weight == "auto" else spec.weight, drain_timeout_s=spec.drain_timeout_s, link=link,
-        provenance=_timing(spec, step_model, measured))
+        provenance=_timing(spec, step_model, measured), kv_bytes_per_token=float(arch.kv_bytes_per_token(kv_dtype)))
 
 
 def _as_measured(spec: PoolSpec, base: Path) -> PoolSpec:

@@ -51,6 +51,7 @@ class Pool:
     drain_timeout_s: float = 120.0
     provenance: str = ""
     link: KvLink | None = None  # of pools that share requests with others
+    kv_bytes_per_token: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("replicas", "min"):
