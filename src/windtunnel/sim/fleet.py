@@ -66,6 +66,12 @@ class Pool:
         return self.engine.max_num_seqs
 
     @property
+    def timing(self) -> str:
+        """`provenance`, with the state that the step model is in by now: a run may have asked it beyond what was measured."""
+        beyond = getattr(self.step_model, "beyond", "")
+        return f"{self.provenance.replace(' | calibrated', '')} | extrapolated: {beyond}" if beyond else self.provenance
+
+    @property
     def kv_tokens(self) -> int | None:
         blocks = self.engine.num_blocks
         return None if blocks is None or isinstance(self.engine, ServiceConfig) else blocks * self.engine.block_size
