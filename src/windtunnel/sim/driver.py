@@ -25,7 +25,7 @@ from windtunnel.sim.faults import Fault, Faults
 from windtunnel.sim.fleet import DRAINING, READY, FleetConfig, Pool, SimFleet
 from windtunnel.sim.followers import Followers
 from windtunnel.sim.pd import Handoffs, pairs_of
-from windtunnel.sim.sampling import Sampler
+from windtunnel.sim.sampling import SAMPLE, Sampler
 from windtunnel.sim.scrape import Scraper
 from windtunnel.sim.service import Job
 from windtunnel.sim.step_reports import REPORT_S, teller
@@ -62,7 +62,8 @@ class SimDriver:
     """Runs one control and one source against a simulated fleet.
 
     itl: record who decoded in which step, for the gaps between tokens.
-    until: arrivals at or after it are not delivered; what still runs gets `grace_s`, then its clients leave. sample_s: grid of the series.
+    until: the planned end, to which the run goes on if work ends before; arrivals at or after it are not delivered, what still runs gets
+    `grace_s`, then its clients leave. sample_s: grid of the series.
     check=True asserts conservation after every event. Deterministic: same inputs, same log, however `advance` is sliced.
     """
 
@@ -412,6 +413,7 @@ class SimDriver:
         if "scrape" in self._needs:
             self.scraper = Scraper(self.fleet, agenda, self._deliver, self.faults, seed=self._seeds[0], replication=self._seeds[1])
         if self._until is not None:
+            agenda.at(self._until, SAMPLE, lambda _: None)  # a moment at which the run may be over
             agenda.at(self._until + self._grace_s, ARRIVAL, self._leave)
 
     def _pull(self) -> None:
@@ -459,7 +461,9 @@ class SimDriver:
         self._deliver(Arrived(request))  # type: ignore[arg-type]
 
     def _quiet(self) -> bool:
-        """Nothing more can happen that matters: no arrivals, nothing open."""
+        """Nothing more can happen that matters: no arrivals, nothing open, and no planned time left in which a fleet still costs and shrinks."""
+        if self._until is not None and self.agenda._now < self._until:
+            return False
         return not self.control.open_count and (self._cut or self.source.done()) and self.seq > 0
 
     def _leave(self, _: Any) -> None:
