@@ -149,7 +149,7 @@ def build_fleet(spec: Any, base: Path, catalog: Catalog = SHIPPED) -> FleetConfi
     for name, pool in spec.pools.items():
         try:
             pools[name] = build_pool(name, pool, base, split=pool.model in split, catalog=catalog)
-        except ConfigInfeasibleError as error:
+        except ConfigError as error:
             error.message = f"fleet.pools.{name}: {error.message}"
             raise
     pools = with_auto_weights(pools, [name for name, pool in spec.pools.items() if pool.weight == "auto"])
@@ -188,5 +188,10 @@ def build_source(spec: Any, base: Path, seed: int, *, replication: int = 0, dura
     from windtunnel.lab.build_source import Setting, source_of
 
     surges = surges_of(faults, seed=seed, replication=replication, until_s=duration_s)
-    return source_of(spec, Setting(base, seed, replication, duration_s, model, live, tuple(surges)))
+    try:
+        return source_of(spec, Setting(base, seed, replication, duration_s, model, live, tuple(surges)))
+    except ConfigValueError as error:
+        if not error.message.startswith(("source", "faults")):
+            error.message = f"source.{error.message}"
+        raise
 
