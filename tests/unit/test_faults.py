@@ -198,3 +198,9 @@ def test_SL_5_what_the_market_does_not_have_a_planner_cannot_order_either() -> N
 def test_S_2_what_a_fault_would_not_read_is_refused(fault: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         Scenario.load(TEXT).with_({"faults": [fault]})
+
+
+def test_SJ_1_a_small_fraction_of_a_few_replicas_is_one_of_them() -> None:
+    run = fly({"kind": "crash", "at_s": 40, "fraction": 0.1})
+    assert (run.replicas.gone_reason == "crash").sum() == 1
+    assert fly({"kind": "crash", "at_s": 40, "fraction": 0.0}).replicas.gone_reason.isna().all()

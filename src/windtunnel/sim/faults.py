@@ -247,7 +247,9 @@ class Faults:
                        key=lambda r: (r.pool.name, r.ordinal))
         if fault.replicas:
             return [r for r in ready if r.ordinal in fault.replicas]
-        n = fault.count if fault.count is not None else None if fault.fraction is None else int(fault.fraction * len(ready) + 0.5)
+        n = fault.count
+        if n is None and fault.fraction is not None:  # a small share of few replicas is one of them, not none
+            n = max(1, int(fault.fraction * len(ready) + 0.5)) if fault.fraction > 0 else 0
         if n is None or n >= len(ready):
             return ready
         return [ready[i] for i in sorted(rng.choice(len(ready), n, replace=False).tolist())]
