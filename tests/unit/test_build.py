@@ -246,3 +246,15 @@ def test_S_2_a_value_that_only_building_can_judge_is_told_with_its_place() -> No
     for profile, says in (({"kv_dtype": "foo"}, "kv_dtype: expected one of"), ({"ep": 4}, "ep: expected a divisor of tp 1")):
         with pytest.raises(ConfigError, match=rf"^fleet\.pools\.chat: {says}"):
             scenario(fleet__pools__chat__profile={"kind": "roofline", **profile}).build_fleet()
+
+
+def test_SX_1_engines_that_say_nothing_cache_by_the_hashes_of_the_trace() -> None:
+    made = Scenario.load("mooncake-conversation").with_({"duration_s": 60.0, "warmup_s": 0.0, "source.ops": []})
+    silent = made.with_({"fleet.pools.chat.engine": {}})
+    assert silent.build_fleet().pools["chat"].engine.hash_tokens == 512
+    given = made.with_({"fleet.pools.chat.engine": {"cache_block_tokens": 512}})
+    rate = silent.run().summary().values["prefix_hit_rate"]
+    assert rate == given.run().summary().values["prefix_hit_rate"] and rate > 0.01
+    assert scenario().build_fleet().pools["chat"].engine.cache_block_tokens is None
+    with pytest.raises(ConfigValueError, match=r"fleet\.pools\.chat: engine\.block_size: blocks of 48 tokens do not divide .* of 512"):
+        made.with_({"fleet.pools.chat.engine": {"block_size": 48}}).build_fleet()

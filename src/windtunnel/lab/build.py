@@ -140,15 +140,18 @@ def pool_facts(fleet: FleetConfig, *, steps: bool = False) -> tuple[PoolFacts, .
                  for p in fleet.pools.values())
 
 
-def build_fleet(spec: Any, base: Path, catalog: Catalog = SHIPPED) -> FleetConfig:
-    """The simulated fleet; ConfigInfeasibleError with the arithmetic for a pool that cannot run."""
-    from windtunnel.lab.build_pool import build_pool, with_auto_weights
+def build_fleet(spec: Any, base: Path, catalog: Catalog = SHIPPED, *, hash_tokens: int | None = None) -> FleetConfig:
+    """The simulated fleet; ConfigInfeasibleError with the arithmetic for a pool that cannot run.
+
+    hash_tokens: of the traffic's prefix hashes, for engines that do not say theirs; else their caches could use none of them.
+    """
+    from windtunnel.lab.build_pool import build_pool, with_auto_weights, with_hashes
 
     split = {pool.model for pool in spec.pools.values() if pool.role != "agg"}
     pools = {}
     for name, pool in spec.pools.items():
         try:
-            pools[name] = build_pool(name, pool, base, split=pool.model in split, catalog=catalog)
+            pools[name] = with_hashes(build_pool(name, pool, base, split=pool.model in split, catalog=catalog), hash_tokens)
         except ConfigError as error:
             error.message = f"fleet.pools.{name}: {error.message}"
             raise

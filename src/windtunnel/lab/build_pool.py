@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from windtunnel.errors import ConfigFileError, ConfigInfeasibleError
+from windtunnel.errors import ConfigFileError, ConfigInfeasibleError, ConfigValueError
 from windtunnel.lab.calibrate.profile import Profile, load_profile
 from windtunnel.lab.dist_spec import build_dist
 from windtunnel.lab.fleet_spec import (
@@ -183,6 +183,18 @@ def _scrape(spec: PoolSpec, base: Path) -> ScrapeModel:
     given = spec.scrape
     delay = float(given.delay_s) if isinstance(given.delay_s, float) else build_dist(given.delay_s, base, "scrape.delay_s")
     return ScrapeModel(given.interval_s, given.phase, delay, given.drop_p, given.fields, given.exact)
+
+
+def with_hashes(pool: Pool, hash_tokens: int | None) -> Pool:
+    """The pool with a prefix cache by hashes of that many tokens, unless it says itself of how many; ConfigValueError if its blocks do not
+    divide them."""
+    engine = pool.engine
+    if hash_tokens is None or isinstance(engine, ServiceConfig) or engine.cache_block_tokens is not None or not engine.prefix_cache:
+        return pool
+    if hash_tokens % engine.block_size:
+        raise ConfigValueError("engine.block_size", f"blocks of {engine.block_size} tokens do not divide the trace's prefix hashes of {hash_tokens}",
+                               hint="write another block_size, or prefix_cache: false")
+    return dataclasses.replace(pool, engine=dataclasses.replace(engine, cache_block_tokens=hash_tokens))
 
 
 def with_auto_weights(pools: dict[str, Pool], auto: Collection[str]) -> dict[str, Pool]:

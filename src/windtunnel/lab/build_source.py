@@ -58,6 +58,14 @@ def _adapted(spec: TraceSpec | ArrivalsSpec, source: Source, setting: Setting) -
     return Adapters(source, spec.adapters, generator(setting.seed, f"source/{source.name}/adapters", setting.replication))
 
 
+def hash_tokens(spec: Any, base: Path) -> int | None:
+    """Tokens of one prefix hash in the traces of a source; None: none has hashes, or they are of several sizes."""
+    if isinstance(spec, MixSpec):
+        sizes = {hash_tokens(s, base) for s in spec.sources} - {None}
+        return sizes.pop() if len(sizes) == 1 else None
+    return open_trace(locate.data_file(spec.path, base), spec.format, spec.on_error).block_size if isinstance(spec, TraceSpec) else None
+
+
 def _surging(source: Source, setting: Setting) -> Source:
     if not setting.surges:
         return source

@@ -203,8 +203,9 @@ class Scenario(Spec):
     def build_fleet(self) -> FleetConfig:
         """The simulated fleet; raises ConfigInfeasibleError for what cannot run."""
         from windtunnel.lab.build import build_fleet
+        from windtunnel.lab.build_source import hash_tokens
 
-        return build_fleet(self.fleet, self._base, self.catalog.build(self._base))
+        return build_fleet(self.fleet, self._base, self.catalog.build(self._base), hash_tokens=hash_tokens(self.source, self._base))
 
     def build_faults(self) -> tuple[Fault, ...]:
         """The faults; each was checked when the scenario was read."""
