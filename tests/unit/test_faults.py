@@ -204,3 +204,10 @@ def test_SJ_1_a_small_fraction_of_a_few_replicas_is_one_of_them() -> None:
     run = fly({"kind": "crash", "at_s": 40, "fraction": 0.1})
     assert (run.replicas.gone_reason == "crash").sum() == 1
     assert fly({"kind": "crash", "at_s": 40, "fraction": 0.0}).replicas.gone_reason.isna().all()
+
+
+def test_SL_2_the_record_has_the_boot_stages_as_they_were() -> None:
+    boots = [{"kind": "boot_slow", "at_s": 0, "factor": 2, "for_s": 45}, {"kind": "boot_slow", "at_s": 0, "factor": 1.5, "for_s": 45}]
+    late = fly({"kind": "crash", "at_s": 20, "count": 1}, *boots).replicas.iloc[-1]
+    assert (late.node_s, late.image_s, late.weights_s, late.compile_s) == (30.0, 0.0, 5.0, 0.0), "weights begin after the slow time"
+    assert late.ready_s - late.requested_s == late.node_s + late.image_s + late.weights_s + late.compile_s

@@ -88,7 +88,7 @@ class EngineConfig:
     pad: Annotated[bool, Param(label="padding", help="of static: a finished request stays in the step cost until its batch ends", knob=False)] = True
     n_ctx: Annotated[int | None, _count(None, "slot context", "of slots: tokens of all max_num_seqs slots together")] = None
     prefix_cache: Annotated[bool, Param(label="prefix cache", help="KV blocks of equal prompt prefixes are computed once")] = True
-    cache_block_tokens: Annotated[int | None, _count(None, "hash block", "tokens of one prefix hash; left out: those of the trace, else block_size")] = None
+    cache_block_tokens: Annotated[int | None, _count(None, "hash block", "tokens of one prefix hash; left out: the trace's, else block_size")] = None
     max_queued_requests: Annotated[int | None, _count(None, "engine queue", "requests that may wait in the engine")] = None
     max_queued_tokens: Annotated[int | None, _count(None, "engine queue", "uncached prompt tokens that may wait in the engine")] = None
     reject_status: Annotated[int, _count(None, "refusal", "HTTP status when the queue is full", 400, 599)] = 503
