@@ -258,3 +258,12 @@ def test_SX_1_engines_that_say_nothing_cache_by_the_hashes_of_the_trace() -> Non
     assert scenario().build_fleet().pools["chat"].engine.cache_block_tokens is None
     with pytest.raises(ConfigValueError, match=r"fleet\.pools\.chat: engine\.block_size: blocks of 48 tokens do not divide .* of 512"):
         made.with_({"fleet.pools.chat.engine": {"block_size": 48}}).build_fleet()
+
+
+def test_S_2_seconds_of_work_that_no_pool_reads_are_refused() -> None:
+    with pytest.raises(ConfigValueError, match=r"source\.service_s: no pool serves in seconds; write service"):
+        scenario(source__service_s=0.5).run()
+    assert (scenario(source__service_s=0.1, fleet__pools__chat__service={"servers": 4}).run().requests.outcome == "success").all()
+    broken = {"kind": "errors", "at_s": 1, "after": "first_token"}
+    with pytest.raises(ConfigValueError, match=r"faults\.0\.after: pool 'chat' serves in seconds and tells no first token"):
+        scenario(source__service_s=0.1, fleet__pools__chat__service={"servers": 4}, faults=[broken]).run()

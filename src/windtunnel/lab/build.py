@@ -23,6 +23,7 @@ from windtunnel.policy.queueing.fair import Queue
 from windtunnel.policy.routing.fleet import Fleet
 from windtunnel.policy.routing.pairs import sides_of
 from windtunnel.sim.catalog import SHIPPED, Catalog
+from windtunnel.sim.engine import EngineConfig
 from windtunnel.sim.faults import Fault, surges_of
 from windtunnel.sim.fleet import FleetConfig
 from windtunnel.sim.pd import pairs_of
@@ -161,8 +162,10 @@ def build_fleet(spec: Any, base: Path, catalog: Catalog = SHIPPED, *, hash_token
     return fleet
 
 
-def refuse_unread_adapters(fleet: FleetConfig, labelled: bool) -> None:
-    """ConfigValueError for adapters that no engine of the fleet would look at."""
+def refuse_unread(fleet: FleetConfig, *, labelled: bool, timed: bool) -> None:
+    """ConfigValueError for adapters (labelled) or seconds of work (timed) of requests that no pool of the fleet would look at."""
+    if timed and all(isinstance(pool.engine, EngineConfig) for pool in fleet.pools.values()):
+        raise ConfigValueError("source.service_s", "no pool serves in seconds", hint="write service: {servers: 1} in the pool, or leave it out")
     lora = [getattr(pool.engine, "lora", None) for pool in fleet.pools.values()]
     if labelled and not any(one is not None and one.by == "label" for one in lora):
         raise ConfigValueError("source.adapters", "no pool reads them", hint="write engine.lora: {by: label} in the pool, or leave them out")

@@ -21,7 +21,7 @@ from windtunnel.lab.kinds import Spec, spec_of
 from windtunnel.lab.schema import schema_text
 from windtunnel.lab.sentences import close_hint, explain, one_or_all
 from windtunnel.lab.slo_spec import KnobSpec, SloSpec
-from windtunnel.lab.source_spec import SourceSpec, has_adapters, is_endless, models_asked
+from windtunnel.lab.source_spec import SourceSpec, has_adapters, has_service_times, is_endless, models_asked
 from windtunnel.lab.summary import names_of
 from windtunnel.lab.yamlfile import Document, dump_yaml
 from windtunnel.sim.faults import Fault
@@ -231,7 +231,7 @@ class Scenario(Spec):
     def build(self, *, seed: int | None = None, replication: int = 0, record: str | None = None, check: bool = False,
               ) -> tuple[Simulated, Control, Source]:
         """World, control and source, ready for `world.run(control, source)`."""
-        from windtunnel.lab.build import refuse_unreachable, refuse_unread_adapters
+        from windtunnel.lab.build import refuse_unreachable, refuse_unread
         from windtunnel.lab.recorder import Recorder
         from windtunnel.lab.worlds import Simulated
 
@@ -239,7 +239,7 @@ class Scenario(Spec):
         world = Simulated(self.build_fleet(), seed=seed, replication=replication, record=level, check=check, until=self.duration_s,
                           grace_s=self.grace_s, faults=self.build_faults(), itl=self.itl or any(e.metric.startswith("itl_s") for e in self.expect))
         refuse_unreachable(world.fleet, models_asked(self.source, self.fleet.only_model))
-        refuse_unread_adapters(world.fleet, has_adapters(self.source))
+        refuse_unread(world.fleet, labelled=has_adapters(self.source), timed=has_service_times(self.source))
         control = self.build_control(seed=seed, replication=replication, wants=Recorder(level).wants)
         return world, control, self.build_source(seed=seed, replication=replication)
 

@@ -106,6 +106,11 @@ def has_adapters(spec: Any) -> bool:
     return any(has_adapters(s) for s in spec.sources) if isinstance(spec, MixSpec) else bool(getattr(spec, "adapters", None))
 
 
+def has_service_times(spec: Any) -> bool:
+    """Do requests of this source bring their own seconds of work?"""
+    return any(has_service_times(s) for s in spec.sources) if isinstance(spec, MixSpec) else getattr(spec, "service_s", None) is not None
+
+
 def models_asked(spec: Any, first: str) -> frozenset[str] | None:
     """Models that requests of a source ask for, `first` where it names none; None: rows of its file may name their own."""
     if isinstance(spec, MixSpec):

@@ -162,6 +162,8 @@ class Faults:
                                        hint="links are those of prefill and decode pools")
             if fault.kind == "pause" and served_in_seconds:
                 raise ConfigValueError(f"faults.{n}.kind", f"pool {served_in_seconds[0]!r} serves in seconds and has no steps to pause")
+            if fault.kind == "errors" and fault.after == "first_token" and served_in_seconds:
+                raise ConfigValueError(f"faults.{n}.after", f"pool {served_in_seconds[0]!r} serves in seconds and tells no first token")
         self._fleet, self._agenda, self._note, self._until = fleet, agenda, note, until
         self._on: dict[str, _Marks] = {}  # by replica
         self._pools: dict[str, _Marks] = {}
