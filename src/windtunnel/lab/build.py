@@ -174,7 +174,7 @@ def refuse_unread(fleet: FleetConfig, *, labelled: bool, timed: bool) -> None:
 def refuse_unreachable(fleet: FleetConfig, asked: frozenset[str] | None) -> None:
     """ConfigInfeasibleError for a pool whose model nobody asks for, and for requests that no pool can answer. None: not known before."""
     served = {pool.model for pool in fleet.pools.values()}
-    if not asked:  # not known, or a pipeline of local work only
+    if asked is None:
         return
     for name, pool in fleet.pools.items():
         if pool.model not in asked:

@@ -10,7 +10,7 @@ from typing import Any
 from numpy.random import Generator
 
 from windtunnel.effects import Close, Reject
-from windtunnel.errors import ConfigValueError
+from windtunnel.errors import ConfigValueError, WindtunnelError
 from windtunnel.events import Event, Request
 from windtunnel.lab import locate
 from windtunnel.lab.client_spec import build_clients
@@ -63,7 +63,12 @@ def hash_tokens(spec: Any, base: Path) -> int | None:
     if isinstance(spec, MixSpec):
         sizes = {hash_tokens(s, base) for s in spec.sources} - {None}
         return sizes.pop() if len(sizes) == 1 else None
-    return open_trace(locate.data_file(spec.path, base), spec.format, spec.on_error).block_size if isinstance(spec, TraceSpec) else None
+    if not isinstance(spec, TraceSpec):
+        return None
+    try:
+        return open_trace(locate.data_file(spec.path, base), spec.format, spec.on_error).block_size
+    except WindtunnelError:
+        return None  # the source tells, when it is built
 
 
 def _surging(source: Source, setting: Setting) -> Source:

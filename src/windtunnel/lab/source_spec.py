@@ -112,12 +112,11 @@ def has_service_times(spec: Any) -> bool:
 
 
 def models_asked(spec: Any, first: str) -> frozenset[str] | None:
-    """Models that requests of a source ask for, `first` where it names none; None: rows of its file may name their own."""
+    """Models that requests of a source ask for, `first` where it names none; None: a file's rows may name their own, and a pipeline may
+    leave a pool to columns that are not in it."""
     if isinstance(spec, MixSpec):
         parts = [models_asked(s, first) for s in spec.sources]
         return None if None in parts else frozenset().union(*(part for part in parts if part is not None))
-    if isinstance(spec, PipelineSpec):
-        return frozenset(c.model for c in spec.columns.values() if c.model and c.requests)
-    if isinstance(spec, TraceSpec) and (spec.format == "own" or spec.path.endswith(".parquet")):
+    if isinstance(spec, PipelineSpec) or (isinstance(spec, TraceSpec) and (spec.format == "own" or spec.path.endswith(".parquet"))):
         return None
     return frozenset({spec.model or first})
