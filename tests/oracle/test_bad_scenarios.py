@@ -217,8 +217,9 @@ def test_one_prompt_of_a_million_tokens_among_others() -> None:
                         "{kind: arrivals, name: short, rate_rps: 6, input_tokens: 300, output_tokens: 40}]}")
     refused = fly(text).requests
     long = refused.input_tokens == 1_000_000
-    assert long.sum() == 1 and set(refused[long].reason) == {"kv_capacity_exceeded"} and (refused[~long].outcome == "success").all()
-    served = fly(Scenario.load(text).with_({"fleet.pools.chat.engine.num_blocks": 70_000, "grace_s": 2000})).requests
+    assert long.sum() == 1 and set(refused[long].reason) == {"context_length_exceeded"} and (refused[~long].outcome == "success").all()
+    roomy = {"fleet.pools.chat.tp": 8, "fleet.pools.chat.engine.max_model_len": 2_000_000, "grace_s": 2000}
+    served = fly(Scenario.load(text).with_(roomy)).requests
     assert (served.outcome == "success").all() and served[served.input_tokens == 1_000_000].ttft_s.iloc[0] > 30.0
 
 

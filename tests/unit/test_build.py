@@ -208,3 +208,62 @@ def test_SV_5_every_engine_of_a_scenario_runs_and_equal_seeds_give_equal_runs(en
     first = fly()
     assert len(first) > 10
     assert np.array_equal(first, fly(), equal_nan=True)
+
+
+def test_SM_40_given_blocks_do_not_make_the_impossible_possible() -> None:
+    for changes, says in (({"model": "Llama-3.3-70B"}, r"weights 141\.1 GB \+ 100 KV blocks 0\.5 GB > 85\.9 GB"), ({"tp": 3}, "32 attention heads"),
+                          ({"tp": 16}, "more GPUs than the 8 of a node"), ({"engine": {"num_blocks": 100, "max_model_len": 8192}}, "1,600 tokens")):
+        made = scenario(**{"fleet__pools__chat__engine__num_blocks": 100, **{f"fleet__pools__chat__{k}": v for k, v in changes.items()}})
+        with pytest.raises(ConfigInfeasibleError, match=says):
+            made.build_fleet()
+    with pytest.raises(ConfigInfeasibleError, match="70,000 KV blocks 146"):
+        scenario(fleet__pools__chat__engine__num_blocks=70_000).build_fleet()
+
+
+def test_S_3_a_model_answers_within_its_own_context_unless_the_engine_says_another() -> None:
+    assert scenario().build_fleet().pools["chat"].engine.max_model_len == 131_072
+    assert scenario(fleet__pools__chat__engine__max_model_len=500).build_fleet().pools["chat"].engine.max_model_len == 500
+    rows = scenario(fleet__pools__chat__model="OPT-13B", source__input_tokens=2000, source__output_tokens=100).run().requests
+    assert len(rows) > 0 and set(rows.reason) == {"context_length_exceeded"}, "OPT has 2048 positions"
+
+
+def test_SM_40_a_pool_that_no_request_can_reach_and_requests_that_no_pool_serves_are_refused() -> None:
+    other = {"model": "Qwen3-8B", "gpu": "h100_sxm"}
+    with pytest.raises(ConfigInfeasibleError, match=r"fleet\.pools\.other: no request asks for Qwen3-8B; the source asks for Llama-3\.1-8B"):
+        scenario(fleet__pools__other=other).run()
+    with pytest.raises(ConfigInfeasibleError, match=r"fleet\.pools\.chat: no request asks for Llama"):
+        scenario(source__model="Qwen3-8B").run()
+    part = {"kind": "arrivals", "rate_rps": 2, "input_tokens": 100, "output_tokens": 20}
+    both = {"kind": "mix", "sources": [{**part, "name": "a"}, {**part, "name": "b", "model": "Qwen3-8B"}]}
+    with pytest.raises(ConfigInfeasibleError, match=r"source: no pool serves the model Qwen3-8B; there are Llama-3\.1-8B"):
+        scenario(source=both).run()
+    assert (scenario(source=both, fleet__pools__other=other).run().requests.outcome == "success").all()
+
+
+def test_S_2_a_value_that_only_building_can_judge_is_told_with_its_place() -> None:
+    with pytest.raises(ConfigValueError, match=r"^source\.input_tokens\.value: expected a value >= 0, got -5"):
+        scenario(source__input_tokens=-5).build_source()
+    for profile, says in (({"kv_dtype": "foo"}, "kv_dtype: expected one of"), ({"ep": 4}, "ep: expected a divisor of tp 1")):
+        with pytest.raises(ConfigError, match=rf"^fleet\.pools\.chat: {says}"):
+            scenario(fleet__pools__chat__profile={"kind": "roofline", **profile}).build_fleet()
+
+
+def test_SX_1_engines_that_say_nothing_cache_by_the_hashes_of_the_trace() -> None:
+    made = Scenario.load("mooncake-conversation").with_({"duration_s": 60.0, "warmup_s": 0.0, "source.ops": []})
+    silent = made.with_({"fleet.pools.chat.engine": {}})
+    assert silent.build_fleet().pools["chat"].engine.hash_tokens == 512
+    given = made.with_({"fleet.pools.chat.engine": {"cache_block_tokens": 512}})
+    rate = silent.run().summary().values["prefix_hit_rate"]
+    assert rate == given.run().summary().values["prefix_hit_rate"] and rate > 0.01
+    assert scenario().build_fleet().pools["chat"].engine.cache_block_tokens is None
+    with pytest.raises(ConfigValueError, match=r"fleet\.pools\.chat: engine\.block_size: blocks of 48 tokens do not divide .* of 512"):
+        made.with_({"fleet.pools.chat.engine": {"block_size": 48}}).build_fleet()
+
+
+def test_S_2_seconds_of_work_that_no_pool_reads_are_refused() -> None:
+    with pytest.raises(ConfigValueError, match=r"source\.service_s: no pool serves in seconds; write service"):
+        scenario(source__service_s=0.5).run()
+    assert (scenario(source__service_s=0.1, fleet__pools__chat__service={"servers": 4}).run().requests.outcome == "success").all()
+    broken = {"kind": "errors", "at_s": 1, "after": "first_token"}
+    with pytest.raises(ConfigValueError, match=r"faults\.0\.after: pool 'chat' serves in seconds and tells no first token"):
+        scenario(source__service_s=0.1, fleet__pools__chat__service={"servers": 4}, faults=[broken]).run()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import re
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from windtunnel.lab.calibrate.report import error_table
 from windtunnel.lab.calibrate.runs import RUNS, RunsReport, validate_runs
 from windtunnel.lab.calibrate.silicon import POINTS, ClosedLoop, read_points, saturated
 from windtunnel.lab.fleet_spec import PoolSpec
+from windtunnel.lab.scenario import Scenario
 from windtunnel.sim.catalog import gpu, model
 from windtunnel.sim.engine import EngineConfig
 from windtunnel.sim.stepmodels.affine import Affine
@@ -75,6 +77,28 @@ def test_SC_7_outside_its_range_it_says_what_how_far_and_how_long() -> None:
     assert known.state == "extrapolated" and "sequences 16 is outside 1 to 8" in known.note
     spent = 3 * inside[0] + 3 * inside[1]
     assert step_model.outside.share == pytest.approx(2 * beyond[0] / (spent + 2 * beyond[0]))
+
+
+@pytest.mark.filterwarnings("ignore:extrapolated")
+def test_SC_8_a_run_beyond_the_calibration_does_not_call_itself_calibrated() -> None:
+    text = """
+windtunnel: 1
+name: beyond
+duration_s: 5
+fleet: {pools: {chat: {model: Llama-3.1-8B, gpu: rtx4090, profile: {kind: calibrated, name: rtx4090-llama-3.1-8b-vllm0.19}}}}
+source: {kind: arrivals, rate_rps: 4, input_tokens: 500, output_tokens: 20}
+"""
+    within, beyond = Scenario.load(text).with_({"source.input_tokens": 1500}).run(), Scenario.load(text).with_({"source.input_tokens": 6000}).run()
+    for shown in (repr(within), repr(within.summary())):
+        assert "timing  calibrated: Llama-3.1-8B" in shown
+    for shown in (repr(beyond), repr(beyond.summary())):
+        assert "timing  extrapolated: Llama-3.1-8B" in shown
+    assert "| calibrated" not in beyond.provenance
+    assert re.search(r"extrapolated: .*context 6000 is outside 262 to 4024.*: \d+\.\d% of simulated time", beyond.provenance)
+    table = {"kind": "table", "decode_s": [[1, 0.01], [4, 0.02]], "prefill_s_per_token": 1e-5}
+    few, many = (Scenario.load(text).with_({"fleet.pools.chat.profile": table, "source.rate_rps": rate}).run() for rate in (0.5, 50))
+    assert "extrapolated" not in few.provenance
+    assert re.search(r"extrapolated: sequences \d+ is outside 1 to 4: \d+\.\d% of simulated time$", many.provenance)
 
 
 def test_SC_7_an_error_instead_of_a_warning() -> None:

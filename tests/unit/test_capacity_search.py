@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from windtunnel.errors import ConfigValueError
-from windtunnel.lab.capacity import capacity, perfect_gpu_hours, search
+from windtunnel.lab.capacity import capacity, perfect_gpu_hours, probe_s, search
 from windtunnel.lab.scenario import Scenario
 from windtunnel.sim.cost import energy_kwh
 
@@ -57,6 +57,17 @@ def test_SV_11_capacity_of_ten_servers_lies_below_their_rate_of_ten() -> None:
     assert capacity(Scenario.load(TEXT), {"e2e_s": 0.5}, tolerance=0.05).rate_rps == 0.0  # Exp(1): 39 % at best
     twice = capacity(Scenario.load(TEXT), tolerance=0.05)
     assert twice == found, "the same arrivals in every search"
+
+
+@pytest.mark.parametrize(("rps", "seconds"), [(0.01, 3000.0), (1.0, 1000.0), (4.0, 300.0), (100.0, 300.0), (1000.0, 50.0), (1e6, 0.05)])
+def test_SV_11_probes_are_long_enough_for_a_queue_to_show(rps: float, seconds: float) -> None:
+    assert probe_s(rps) == pytest.approx(seconds)
+
+
+def test_SV_11_capacity_of_one_server_is_that_of_theory() -> None:
+    one = Scenario.load(TEXT).with_({"fleet.pools.chat.service.servers": 1, "source.rate_rps": 1.0, "control.admission.limit.limit": 1})
+    found = capacity(one, {"e2e_s": 5.0}, tolerance=0.02)
+    assert found.rate_rps == pytest.approx(1.0 - math.log(10) / 5.0, rel=0.1), "M/M/1: a share exp(-(1 - rate) 5) takes longer"
 
 
 def test_SV_11_needs_a_rate_and_an_slo() -> None:

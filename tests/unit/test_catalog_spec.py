@@ -95,3 +95,18 @@ def test_SG_3_a_file_that_is_no_catalogue(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text(TEXT.replace("catalog:\n", "catalog:\n  files: [{path: x.yaml}]\n"), "utf-8")
     with pytest.raises(ConfigFileError, match="expected models: or gpus:"):
         Scenario.load(tmp_path / "mine.yaml")
+
+
+def test_LM_7_kv_quotas_count_the_bytes_of_the_scenarios_own_model_at_its_precision() -> None:
+    quota = {"control.tenants": {"default": {"quota": {"kv_bytes": 2.0e7}}}, "source.input_tokens": 120, "source.output_tokens": 30}
+    mine = load(**quota)  # 150 tokens of 131 072 bytes are 19.7 MB: one at a time
+    assert [gate.kv_bytes_per_token for gate in mine.build_control().lanes[0].gates.gates] == [131_072.0]
+    rows = mine.run().requests
+    assert {"quota_kv"} <= set(rows.reason) and (rows.outcome == "success").any()
+    half = load(catalog={**mine._plain()["catalog"], "gpus": {"my_card": {**mine._plain()["catalog"]["gpus"]["my_card"],
+                                                                        "flops": {"bf16": 5.0e14, "fp8": 1.0e15}}}},
+                **quota, **{"fleet.pools.chat.profile": {"kind": "roofline", "kv_dtype": "fp8"}})
+    assert [gate.kv_bytes_per_token for gate in half.build_control().lanes[0].gates.gates] == [65_536.0]
+    two = half.with_({"fleet.pools.wide": {"model": "My-8B", "gpu": "my_card"}})
+    with pytest.raises(ConfigValueError, match=r"quota\.kv_bytes: a token takes 65536 or 131072 bytes, by pool"):
+        two.build_control()

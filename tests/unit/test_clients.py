@@ -136,7 +136,7 @@ def test_SU_2_idle_clock_counts_from_the_last_token_and_needs_progress() -> None
     from windtunnel.events import Progressed
 
     clients = Clients(Given(0.0), idle_timeout_s=1.0)
-    assert clients.needs == {"progress"}
+    assert clients.needs == {"progress", "first_token"}
     clients.start(0.0)
     clients.handle(Progressed("a", (("r0", 3),)), 0.75)
     assert woken_at(wake(clients, 1.0)) == 1.75
@@ -315,7 +315,18 @@ def test_SU_2_idle_timeouts_hear_of_progress() -> None:
     rows = Scenario.load(TEXT).with_({"source.clients": {"idle_timeout_s": 5.0}, "source.rate_rps": 4}).run().requests
     assert (rows.outcome == "success").all(), "tokens keep coming"
     rows = Scenario.load(TEXT).with_({"source.clients": {"idle_timeout_s": 0.5}}).run().requests
-    assert {"success", "local_timeout"} <= set(rows.outcome), "those who wait in the queue hear nothing"
+    assert (rows.outcome == "success").all() and rows.ttft_s.max() > 1.0, "who waits for a first token waits for no gap to end"
+
+
+@pytest.mark.parametrize(("idle_s", "network_s", "outcome"), [(0.02, 0.0, "success"), (0.02, 0.015, "success"), (0.004, 0.0, "local_timeout")])
+def test_SU_2_idle_timeouts_shorter_than_reports_of_progress_judge_by_the_tokens(idle_s: float, network_s: float, outcome: str) -> None:
+    """Tokens come every 10 ms; progress is told at most four times a second."""
+    steady = {"source.rate_rps": 0.5, "source.pattern": "constant", "source.clients": {"idle_timeout_s": idle_s}, "duration_s": 5.0,
+              "fleet.pools.chat.profile": {"kind": "affine", "c0": 0.01, "c1": 0, "c2": 0, "c3": 0}, "fleet.network_s": network_s}
+    rows = Scenario.load(TEXT).with_(steady).run().requests
+    assert len(rows) == 2 and set(rows.outcome) == {outcome}
+    paused = Scenario.load(TEXT).with_({**steady, "faults": [{"kind": "pause", "at_s": 2.2, "for_s": 1.0}]}).run().requests
+    assert paused.outcome[0] == "local_timeout" and paused.ended_s[0] < 2.2 + idle_s + 2 * network_s + 0.25, "a real gap is still one"
 
 
 def test_SV_5_clients_are_deterministic_across_processes_and_hash_seeds() -> None:

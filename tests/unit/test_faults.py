@@ -182,3 +182,32 @@ def test_SL_5_what_the_market_does_not_have_a_planner_cannot_order_either() -> N
     lives = run.replicas.set_index("replica")
     late = lives[lives.requested_s >= 40.0]
     assert len(late) == 1 and late.requested_s.iloc[0] == 40.0 and late.ready_s.iloc[0] >= 90.0
+
+
+@pytest.mark.parametrize(("fault", "says"), [
+    ({"kind": "crash", "at_s": 1, "for_s": 10}, r"faults\.0\.for_s: means nothing.*kind crash; it reads pool, replicas, fraction, count, restart$"),
+    ({"kind": "spot", "at_s": 1, "for_s": 10}, r"for_s: means nothing.*unavailable_s"),
+    ({"kind": "slow", "at_s": 1, "p": 0.5}, r"p: means nothing for a fault of kind slow; it reads pool, replicas, fraction, count, for_s, factor"),
+    ({"kind": "boot_fail", "at_s": 1, "replicas": [1]}, "replicas: means nothing"),
+    ({"kind": "load", "at_s": 1, "pool": "chat"}, "pool: means nothing"),
+    ({"kind": "pause", "at_s": 1, "factor": 3}, "factor: means nothing"), ({"kind": "metrics_delay", "at_s": 1, "p": 0.5}, "p: means nothing"),
+    ({"kind": "slow", "every_s": 9, "rate_per_h": 3}, "rate_per_h: stands beside every_s"),
+    ({"kind": "slow", "at_s": 1, "fraction": 0.5, "count": 1}, "count: stands beside fraction"),
+    ({"kind": "slow", "at_s": 1, "replicas": [0], "count": 1}, "count: stands beside replicas"),
+    ({"kind": "link", "at_s": 1}, "share of the bandwidth that is left, below 1, or down: true, got 2")])
+def test_S_2_what_a_fault_would_not_read_is_refused(fault: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        Scenario.load(TEXT).with_({"faults": [fault]})
+
+
+def test_SJ_1_a_small_fraction_of_a_few_replicas_is_one_of_them() -> None:
+    run = fly({"kind": "crash", "at_s": 40, "fraction": 0.1})
+    assert (run.replicas.gone_reason == "crash").sum() == 1
+    assert fly({"kind": "crash", "at_s": 40, "fraction": 0.0}).replicas.gone_reason.isna().all()
+
+
+def test_SL_2_the_record_has_the_boot_stages_as_they_were() -> None:
+    boots = [{"kind": "boot_slow", "at_s": 0, "factor": 2, "for_s": 45}, {"kind": "boot_slow", "at_s": 0, "factor": 1.5, "for_s": 45}]
+    late = fly({"kind": "crash", "at_s": 20, "count": 1}, *boots).replicas.iloc[-1]
+    assert (late.node_s, late.image_s, late.weights_s, late.compile_s) == (30.0, 0.0, 5.0, 0.0), "weights begin after the slow time"
+    assert late.ready_s - late.requested_s == late.node_s + late.image_s + late.weights_s + late.compile_s

@@ -227,9 +227,11 @@ def test_a_pause_that_ends_while_the_replica_drains_lets_it_finish() -> None:
 
 def test_one_prompt_of_a_million_tokens_is_served_or_refused() -> None:
     big = {"source.input_tokens": 1_000_000, "source.rate_rps": 0.1, "fleet.pools.chat.replicas": 1}
-    refused = fly(**big)
-    assert (refused.requests.outcome == "unexpected_exception").all() and set(refused.requests.reason) == {"kv_capacity_exceeded"}
-    served = fly(**big, **{"fleet.pools.chat.engine.num_blocks": 70_000, "grace_s": 20_000})
+    for why, changes in (("context_length_exceeded", {}), ("kv_capacity_exceeded", {"source.input_tokens": 100_000,
+                                                                                   "fleet.pools.chat.engine.num_blocks": 5000})):
+        refused = fly(**{**big, **changes})
+        assert (refused.requests.outcome == "unexpected_exception").all() and set(refused.requests.reason) == {why}
+    served = fly(**big, **{"fleet.pools.chat.tp": 8, "fleet.pools.chat.engine.max_model_len": 2_000_000, "grace_s": 20_000})
     assert (served.requests.outcome == "success").all() and violations(served) == []
 
 

@@ -170,3 +170,37 @@ def test_SL_1_max_gpus_in_a_file_and_requests_that_can_never_be_served_end() -> 
     assert limited.build_fleet().max_gpus == 2 and limited.run().complete
     with pytest.raises(ConfigError, match="max_gpus"):
         Scenario.load(TWO).with_({"fleet.max_gpus": 1}).build_fleet()
+
+
+def test_SL_6_a_fleet_costs_until_the_planned_end_and_shrinks_when_traffic_has_ended() -> None:
+    text = """
+windtunnel: 1
+name: evening
+duration_s: 1000
+fleet: {pools: {chat: {model: Llama-3.1-8B, gpu: h100_sxm, replicas: 4, min: 1, price: {usd_per_hour: 3.6}}}}
+source: {kind: arrivals, series: [[0, 4], [100, 0]], input_tokens: 100, output_tokens: 20}
+"""
+    run = Scenario.load(text).run()
+    v = run.summary().values
+    assert v["makespan_s"] < 105 and v["window_s"] == 1000.0
+    assert (run.replicas.gpu_seconds == 1000.0).all() and v["usd"] == pytest.approx(4.0)
+    planned = Scenario.load(text).with_({"control.planner": {"kind": "rate", "capacity_rps": 2.0}}).run()
+    assert planned.replicas.gone_s.notna().sum() == 3 and planned.summary().values["usd"] < 2.5
+    until_the_last = Scenario.load(text.replace("duration_s: 1000\n", "")).run()
+    assert (until_the_last.replicas.gpu_seconds < 105).all(), "without a planned end it is over when the work is"
+
+
+def test_SL_6_what_a_good_request_costs_counts_the_money_of_the_time_in_which_it_is_counted() -> None:
+    text = """
+windtunnel: 1
+name: counted
+duration_s: 200
+fleet: {pools: {chat: {model: Llama-3.1-8B, gpu: h100_sxm, price: {usd_per_hour: 3.6}}}}
+source: {kind: arrivals, rate_rps: 4, pattern: constant, input_tokens: 100, output_tokens: 20}
+"""
+    whole = Scenario.load(text).run()
+    cut = Scenario.load(text).with_({"warmup_s": 60, "cooldown_s": 60}).run().summary().values
+    for part in (cut, whole.summary(window=(100.0, 150.0)).values):
+        assert part["usd"] == pytest.approx(0.2) and part["good"] < 400, "money in all is that of the whole run"
+        for name in ("usd_per_1k_good", "usd_per_mtok"):
+            assert part[name] == pytest.approx(whole.summary().values[name], rel=0.03), name

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from windtunnel import Scenario
-from windtunnel.errors import ConfigUnknownKeyError, ConfigValueError
+from windtunnel.errors import ConfigError, ConfigUnknownKeyError, ConfigValueError
 from windtunnel.lab.history import violations
 from windtunnel.sim.agenda import ARRIVAL, Agenda
 from windtunnel.sim.engine import Attempt, EngineConfig
@@ -137,3 +137,22 @@ def test_SE_13_numbers_that_cannot_be_are_refused() -> None:
     for options in ({"pp": 2}, {"role": "decode", "link": KvLink(1e9, 1.0)}):
         with pytest.raises(ConfigValueError, match="adapters need pp 1"):
             Pool("x", "m", "g", EngineConfig(lora=Lora()), FLAT, **options)  # type: ignore[arg-type]
+
+
+def test_SE_13_a_source_says_which_adapters_its_requests_ask_for() -> None:
+    base = Scenario.load("overload").with_({"duration_s": 20.0, "warmup_s": 0.0, "source.rate_rps": 10, "source.tenants": {"a": 1},
+                                            "fleet.pools.chat.engine.lora": {"max_loras": 1, "load_s": 0.2, "by": "label"}})
+    made = base.with_({"source.adapters": {"sql": 0.5, "law": 0.25}})
+    asked = [dict(r.labels).get("adapter") for r in made.build_source().stream() or ()]
+    share = {name: asked.count(name) / len(asked) for name in ("sql", "law", None)}
+    assert share == {"sql": pytest.approx(0.5, abs=0.1), "law": pytest.approx(0.25, abs=0.1), None: pytest.approx(0.25, abs=0.1)}
+    run, plain = made.run(check=True), base.run()
+    assert run.replicas.adapter_loads.sum() > 2 and plain.replicas.adapter_loads.sum() == 0
+    same = ["request_id", "arrived_s", "input_tokens", "tenant"]
+    rows = [r.requests.sort_values("arrived_s")[same].reset_index(drop=True) for r in (run, plain)]
+    assert rows[0].equals(rows[1]), "nothing else about the traffic changes"
+    with pytest.raises(ConfigValueError, match=r"source\.adapters: no pool reads them; write engine\.lora"):
+        made.with_({"fleet.pools.chat.engine.lora": {}}).run()
+    for wrong in ({"sql": 0.7, "law": 0.7}, {"sql": 1.5}, {"": 0.5}):
+        with pytest.raises(ConfigError, match="adapters"):
+            base.with_({"source.adapters": wrong}).run()

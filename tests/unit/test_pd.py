@@ -378,4 +378,4 @@ def test_SJ_1_transfers_over_a_link_that_is_down_fail_in_time_or_go_on() -> None
 def test_SJ_1_no_links_no_link_faults() -> None:
     config = FleetConfig({"chat": Pool("chat", "m", "h100_sxm", EngineConfig(), MODEL, 1)})
     with pytest.raises(ConfigValueError, match="no KV moves between the replicas of this fleet"):
-        Simulated(config, faults=[Fault("link", at_s=1.0)]).run(build_control(ControlSpec(), pool_facts(config)), Script([]))
+        Simulated(config, faults=[Fault("link", at_s=1.0, down=True)]).run(build_control(ControlSpec(), pool_facts(config)), Script([]))

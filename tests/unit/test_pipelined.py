@@ -16,7 +16,8 @@ from windtunnel.sim.agenda import ARRIVAL, Agenda
 from windtunnel.sim.capacity import kv_blocks, refuse_infeasible
 from windtunnel.sim.catalog import gpu, model
 from windtunnel.sim.engine import Attempt, EngineConfig
-from windtunnel.sim.pipelined import Piped, PipelineEngine
+from windtunnel.sim.pipeline_group import Piped
+from windtunnel.sim.pipelined import PipelineEngine
 from windtunnel.sim.stepmodels.affine import Affine
 from windtunnel.sim.stepmodels.model import Batch
 

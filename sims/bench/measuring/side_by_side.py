@@ -48,11 +48,11 @@ def interpreter(peer: Peer, folder: Path = ENVIRONMENTS) -> Path:
     return python
 
 
-def fly(peer: Peer, python: Path, requests: Path) -> dict[str, Any]:
-    """`speed` (cpu_s) and `simulated` (requests, tokens, makespan) of one run in a process of its own."""
+def fly(peer: Peer, python: Path, requests: Path, *more: Path) -> dict[str, Any]:
+    """`speed` (cpu_s) and `simulated` (requests, tokens, makespan) of one run in a process of its own. more: files that its script takes."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out.json"
-        done = subprocess.run([python, HERE / "peers" / peer.script, requests, out], capture_output=True, text=True, timeout=900, check=False)
+        done = subprocess.run([python, HERE / "peers" / peer.script, requests, out, *more], capture_output=True, text=True, timeout=900, check=False)
         if done.returncode:
             raise PeerUnavailable(f"{peer.name} failed: {_last_line(done.stderr)}")
         return dict(json.loads(out.read_text()))

@@ -1,8 +1,9 @@
-"""Dynamo's offline replay (ai-dynamo 1.4.2, Rust) on a file of requests, with its own step times. Run in Dynamo's own environment.
+"""Dynamo's offline replay (ai-dynamo 1.4.2, Rust) on a file of requests, with its own step times or those of a grid. Run in Dynamo's own
+environment.
 
-    python dynamo_replay.py requests.csv out.json
+    python dynamo_replay.py requests.csv out.json [grid.npz]
 
-No prefix is shared: every 512-token block of a prompt has a hash of its own.
+The grid is what `windtunnel scenario timing` writes. No prefix is shared: every 512-token block of a prompt has a hash of its own.
 """
 
 from __future__ import annotations
@@ -39,17 +40,19 @@ def main() -> None:
     from dynamo.replay import run_trace_replay
 
     requests, out = Path(sys.argv[1]), Path(sys.argv[2])
+    engine = {**ENGINE, "planner_profile_data": sys.argv[3]} if len(sys.argv) > 3 else ENGINE
     with tempfile.TemporaryDirectory() as folder:
         trace = Path(folder) / "trace.jsonl"
         as_mooncake(requests, trace)
         start = time.process_time()
         told = dict(run_trace_replay(str(trace), replay_mode="offline", router_mode="round_robin", trace_block_size=BLOCK,
-                                     extra_engine_args=MockEngineArgs.from_json(json.dumps(ENGINE)), num_workers=1))
+                                     extra_engine_args=MockEngineArgs.from_json(json.dumps(engine)), num_workers=1))
         cpu_s = time.process_time() - start
     out.write_text(json.dumps({
         "speed": {"cpu_s": cpu_s},
         "simulated": {"requests": told["completed_requests"], "input_tokens": told["total_input_tokens"],
-                      "output_tokens": told["total_output_tokens"], "makespan_s": told["duration_ms"] / 1e3}}))
+                      "output_tokens": told["total_output_tokens"], "makespan_s": told["duration_ms"] / 1e3,
+                      "mean_ttft_s": told["mean_ttft_ms"] / 1e3, "mean_tpot_s": told["mean_tpot_ms"] / 1e3}}))
 
 
 if __name__ == "__main__":

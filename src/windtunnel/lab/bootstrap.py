@@ -108,8 +108,8 @@ def _parts(name: str, run: Run, rows: Requests) -> tuple[Floats, Floats] | None:
     if name.startswith("slo_attainment."):
         met = good.met.get(name.removeprefix("slo_attainment."))
         return None if met is None else (met * each, each)
-    if name == "usd_per_1k_good" and summary["usd"] is not None:
-        return each * (1000.0 * summary["usd"] / max(summary["offered"], 1)), good.good * each
+    if name == "usd_per_1k_good" and summary["usd_per_1k_good"] is not None:
+        return each * (summary["usd_per_1k_good"] * summary["good"] / max(summary["offered"], 1)), good.good * each
     if name == "prefix_hit_rate":
         both = ~np.isnan(rows.number("cached_tokens")) & ~np.isnan(rows.number("input_tokens"))
         return np.where(both, rows.number("cached_tokens"), 0.0), np.where(both, rows.number("input_tokens"), 0.0)

@@ -23,6 +23,7 @@ from windtunnel.policy.queueing.fair import Queue
 from windtunnel.policy.routing.fleet import Fleet
 from windtunnel.policy.routing.pairs import sides_of
 from windtunnel.sim.catalog import SHIPPED, Catalog
+from windtunnel.sim.engine import EngineConfig
 from windtunnel.sim.faults import Fault, surges_of
 from windtunnel.sim.fleet_config import FleetConfig
 from windtunnel.sim.pd import pairs_of
@@ -136,26 +137,52 @@ def pool_facts(fleet: FleetConfig, *, steps: bool = False) -> tuple[PoolFacts, .
     from windtunnel.lab.build_pool import engine_limits, known_steps, mean_boot_s
 
     return tuple(PoolFacts(p.name, p.role, p.model, p.replicas, p.gpus_per_replica, p.slots, mean_boot_s(p.startup), p.min, p.max,
-                           engine_limits(p), known_steps(p) if steps else ())
+                           engine_limits(p), known_steps(p) if steps else (), p.kv_bytes_per_token)
                  for p in fleet.pools.values())
 
 
-def build_fleet(spec: Any, base: Path, catalog: Catalog = SHIPPED) -> FleetConfig:
-    """The simulated fleet; ConfigInfeasibleError with the arithmetic for a pool that cannot run."""
-    from windtunnel.lab.build_pool import build_pool, with_auto_weights
+def build_fleet(spec: Any, base: Path, catalog: Catalog = SHIPPED, *, hash_tokens: int | None = None) -> FleetConfig:
+    """The simulated fleet; ConfigInfeasibleError with the arithmetic for a pool that cannot run.
+
+    hash_tokens: of the traffic's prefix hashes, for engines that do not say theirs; else their caches could use none of them.
+    """
+    from windtunnel.lab.build_pool import build_pool, with_auto_weights, with_hashes
 
     split = {pool.model for pool in spec.pools.values() if pool.role != "agg"}
     pools = {}
     for name, pool in spec.pools.items():
         try:
-            pools[name] = build_pool(name, pool, base, split=pool.model in split, catalog=catalog)
-        except ConfigInfeasibleError as error:
+            pools[name] = with_hashes(build_pool(name, pool, base, split=pool.model in split, catalog=catalog), hash_tokens)
+        except ConfigError as error:
             error.message = f"fleet.pools.{name}: {error.message}"
             raise
     pools = with_auto_weights(pools, [name for name, pool in spec.pools.items() if pool.weight == "auto"])
     fleet = FleetConfig(pools, spec.network_s, spec.max_gpus)
     pairs_of(fleet)
     return fleet
+
+
+def refuse_unread(fleet: FleetConfig, *, labelled: bool, timed: bool) -> None:
+    """ConfigValueError for adapters (labelled) or seconds of work (timed) of requests that no pool of the fleet would look at."""
+    if timed and all(isinstance(pool.engine, EngineConfig) for pool in fleet.pools.values()):
+        raise ConfigValueError("source.service_s", "no pool serves in seconds", hint="write service: {servers: 1} in the pool, or leave it out")
+    lora = [getattr(pool.engine, "lora", None) for pool in fleet.pools.values()]
+    if labelled and not any(one is not None and one.by == "label" for one in lora):
+        raise ConfigValueError("source.adapters", "no pool reads them", hint="write engine.lora: {by: label} in the pool, or leave them out")
+
+
+def refuse_unreachable(fleet: FleetConfig, asked: frozenset[str] | None) -> None:
+    """ConfigInfeasibleError for a pool whose model nobody asks for, and for requests that no pool can answer. None: not known before."""
+    served = {pool.model for pool in fleet.pools.values()}
+    if asked is None:
+        return
+    for name, pool in fleet.pools.items():
+        if pool.model not in asked:
+            raise ConfigInfeasibleError(f"fleet.pools.{name}: no request asks for {pool.model}; the source asks for {', '.join(sorted(asked))}",
+                                        hint="give a source the model, or leave the pool out")
+    stray = sorted(asked - served)
+    if stray:
+        raise ConfigInfeasibleError(f"source: no pool serves the model {stray[0]}; there are {', '.join(sorted(served))}")
 
 
 def build_source(spec: Any, base: Path, seed: int, *, replication: int = 0, duration_s: float | None = None, model: str = "",
@@ -167,5 +194,10 @@ def build_source(spec: Any, base: Path, seed: int, *, replication: int = 0, dura
     from windtunnel.lab.build_source import Setting, source_of
 
     surges = surges_of(faults, seed=seed, replication=replication, until_s=duration_s)
-    return source_of(spec, Setting(base, seed, replication, duration_s, model, live, tuple(surges)))
+    try:
+        return source_of(spec, Setting(base, seed, replication, duration_s, model, live, tuple(surges)))
+    except ConfigValueError as error:
+        if not error.message.startswith(("source", "faults")):
+            error.message = f"source.{error.message}"
+        raise
 

@@ -41,13 +41,17 @@ def _of_tenants(spec: ControlSpec, part: str) -> dict[str, Any]:
 
 
 def _kv_bytes_per_token(pools: Sequence[PoolFacts], tenant: str) -> float:
-    """Of the one model of all pools (bf16); ConfigValueError where that is not known, since the quota would bound nothing."""
+    """Of the one model of all pools, as they know it or else as the shipped catalogue says in bf16; ConfigValueError where that is not known,
+    since the quota would bound nothing."""
     models = sorted({pool.model for pool in pools})
     where = f"control.tenants.{tenant}.quota.kv_bytes"
     if len(models) != 1:
         raise ConfigValueError(where, f"expected pools of one model, got {', '.join(models) or 'none'}: a token of each takes other bytes")
+    known = {pool.kv_bytes_per_token for pool in pools if pool.kv_bytes_per_token is not None}
+    if len(known) > 1:
+        raise ConfigValueError(where, f"a token takes {' or '.join(f'{size:g}' for size in sorted(known))} bytes, by pool; give them one kv_dtype")
     try:
-        return catalog.model(models[0]).kv_bytes_per_token()
+        return next(iter(known)) if known else catalog.model(models[0]).kv_bytes_per_token()
     except ConfigUnknownModelError:
         raise ConfigValueError(where, f'the bytes per token of model "{models[0]}" are not known') from None
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from windtunnel.errors import ConfigFileError, ConfigInfeasibleError
+from windtunnel.errors import ConfigFileError, ConfigInfeasibleError, ConfigValueError
 from windtunnel.lab.calibrate.profile import Profile, load_profile
 from windtunnel.lab.dist_spec import build_dist
 from windtunnel.lab.fleet_spec import (
@@ -69,7 +69,7 @@ def build_pool(name: str, spec: PoolSpec, base: Path, *, split: bool = False, ca
         gpus_per_replica=spec.tp * spec.pp, price_usd_per_hour=price, spot=spec.spot, power_w=card.power_w, idle_w=card.idle_w,
         scrape=_scrape(spec, base),
         weight=1.0 if spec.weight == "auto" else spec.weight, drain_timeout_s=spec.drain_timeout_s, link=link,
-        provenance=_timing(spec, step_model, measured))
+        provenance=_timing(spec, step_model, measured), kv_bytes_per_token=float(arch.kv_bytes_per_token(kv_dtype)))
 
 
 def _as_measured(spec: PoolSpec, base: Path) -> PoolSpec:
@@ -116,7 +116,8 @@ def _ep(spec: PoolSpec, measured: Profile | None) -> int:
 
 
 def _engine(spec: PoolSpec, arch: Architecture, card: Gpu, dtype: str, kv_dtype: str, measured: Profile | None) -> EngineConfig:
-    """The engine, with the KV blocks that the file says, else those that the profile's engine reported, else as many as fit."""
+    """The engine, with the KV blocks that the file says, else those that the profile's engine reported, else as many as fit; and with the
+    model's own context where the file says none."""
     given: Any = spec.engine
     config: EngineConfig = given.config()
     if measured is not None and measured.host and config.host == HostCosts():
@@ -126,14 +127,15 @@ def _engine(spec: PoolSpec, arch: Architecture, card: Gpu, dtype: str, kv_dtype:
     if config.preemption == "swap":  # every rank swaps its share over its own PCIe
         config = dataclasses.replace(config, pcie_bw=config.pcie_bw or card.pcie_bw * spec.tp * spec.pp,
                                      kv_bytes_per_token=config.kv_bytes_per_token or float(arch.kv_bytes_per_token(kv_dtype)))
-    if config.num_blocks is not None:
-        return config
     refuse_infeasible(arch, card, tp=spec.tp, pp=spec.pp, dtype=dtype, kv_dtype=kv_dtype, block_size=config.block_size,
                       max_model_len=config.max_model_len, max_num_batched_tokens=config.max_num_batched_tokens,
                       max_num_seqs=config.max_num_seqs, ep=_ep(spec, measured),
-                      max_prompt=config.max_model_len if config.policy == "vllm" and not config.chunked_prefill else None)
-    blocks = kv_blocks(arch, card, tp=spec.tp, pp=spec.pp, dtype=dtype, kv_dtype=kv_dtype, block_size=config.block_size)
-    return dataclasses.replace(config, num_blocks=blocks)
+                      max_prompt=config.max_model_len if config.policy == "vllm" and not config.chunked_prefill else None,
+                      num_blocks=config.num_blocks)
+    blocks = config.num_blocks
+    if blocks is None:
+        blocks = kv_blocks(arch, card, tp=spec.tp, pp=spec.pp, dtype=dtype, kv_dtype=kv_dtype, block_size=config.block_size)
+    return dataclasses.replace(config, num_blocks=blocks, max_model_len=config.max_model_len or arch.max_model_len)
 
 
 def _step_model(spec: PoolSpec, arch: Architecture, card: Gpu, measured: Profile | None) -> StepModel:
@@ -182,6 +184,18 @@ def _scrape(spec: PoolSpec, base: Path) -> ScrapeModel:
     given = spec.scrape
     delay = float(given.delay_s) if isinstance(given.delay_s, float) else build_dist(given.delay_s, base, "scrape.delay_s")
     return ScrapeModel(given.interval_s, given.phase, delay, given.drop_p, given.fields, given.exact)
+
+
+def with_hashes(pool: Pool, hash_tokens: int | None) -> Pool:
+    """The pool with a prefix cache by hashes of that many tokens, unless it says itself of how many; ConfigValueError if its blocks do not
+    divide them."""
+    engine = pool.engine
+    if hash_tokens is None or isinstance(engine, ServiceConfig) or engine.cache_block_tokens is not None or not engine.prefix_cache:
+        return pool
+    if hash_tokens % engine.block_size:
+        raise ConfigValueError("engine.block_size", f"blocks of {engine.block_size} tokens do not divide the trace's prefix hashes of {hash_tokens}",
+                               hint="write another block_size, or prefix_cache: false")
+    return dataclasses.replace(pool, engine=dataclasses.replace(engine, cache_block_tokens=hash_tokens))
 
 
 def with_auto_weights(pools: dict[str, Pool], auto: Collection[str]) -> dict[str, Pool]:

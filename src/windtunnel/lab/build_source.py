@@ -10,13 +10,14 @@ from typing import Any
 from numpy.random import Generator
 
 from windtunnel.effects import Close, Reject
-from windtunnel.errors import ConfigValueError
+from windtunnel.errors import ConfigValueError, WindtunnelError
 from windtunnel.events import Event, Request
 from windtunnel.lab import locate
 from windtunnel.lab.client_spec import build_clients
 from windtunnel.lab.dist_spec import build_dist
 from windtunnel.lab.pipeline_spec import PipelineSpec
 from windtunnel.lab.source_spec import ArrivalsSpec, MixSpec, TraceSpec
+from windtunnel.sources.adapters import Adapters
 from windtunnel.sources.arrivals import ArrivalSource
 from windtunnel.sources.mix import Mix
 from windtunnel.sources.seeding import generator
@@ -48,7 +49,26 @@ def source_of(spec: Any, setting: Setting) -> Source:
         raise ConfigValueError("faults", "a load fault needs arrivals at their own times; a pipeline makes its own")
     if isinstance(spec, PipelineSpec):  # it gives up what is left by itself, and must be told of the ends until then
         return spec.build(setting.base, seed=setting.seed, replication=setting.replication, stop_at_s=setting.duration_s, live=setting.live)
-    return _with_clients(spec, _until(_surging(_plain(spec, setting), setting), setting), setting)
+    return _with_clients(spec, _until(_surging(_adapted(spec, _plain(spec, setting), setting), setting), setting), setting)
+
+
+def _adapted(spec: TraceSpec | ArrivalsSpec, source: Source, setting: Setting) -> Source:
+    if not spec.adapters:
+        return source
+    return Adapters(source, spec.adapters, generator(setting.seed, f"source/{source.name}/adapters", setting.replication))
+
+
+def hash_tokens(spec: Any, base: Path) -> int | None:
+    """Tokens of one prefix hash in the traces of a source; None: none has hashes, or they are of several sizes."""
+    if isinstance(spec, MixSpec):
+        sizes = {hash_tokens(s, base) for s in spec.sources} - {None}
+        return sizes.pop() if len(sizes) == 1 else None
+    if not isinstance(spec, TraceSpec):
+        return None
+    try:
+        return open_trace(locate.data_file(spec.path, base), spec.format, spec.on_error).block_size
+    except WindtunnelError:
+        return None  # the source tells, when it is built
 
 
 def _surging(source: Source, setting: Setting) -> Source:

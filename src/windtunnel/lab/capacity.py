@@ -17,7 +17,8 @@ from windtunnel.policy.planning.reference import perfect_fleet
 if TYPE_CHECKING:
     from windtunnel.lab.scenario import Scenario
 
-REQUESTS, SECONDS = 1000, 300.0
+REQUESTS, SECONDS = 1000, 300.0  # of a probe at least; a short one ends before a queue that is too long has become so
+MOST_REQUESTS, MOST_S = 50_000, 3000.0  # what neither is waited for beyond
 DOUBLINGS = 24
 
 
@@ -78,7 +79,8 @@ def capacity(scenario: Scenario, slo: Mapping[str, Any] | None = None, attainmen
              seed: int | None = None) -> Capacity:
     """The largest `source.rate_rps` at which a share of at least `attainment` is good, with common random numbers.
 
-    scenario: its source must have a rate (arrivals, or a trace at `request_rate`). Each probe lasts at least 1000 requests or 300 s.
+    scenario: its source must have a rate (arrivals, or a trace at `request_rate`). Each probe lasts 300 s and
+    1000 requests, whichever is longer, within 50 000 requests and 3000 s.
     slo None: the scenario's. Raises ConfigValueError for a source without a rate or a scenario without an SLO.
     """
     path, rate = _rate_of(scenario)
@@ -88,12 +90,17 @@ def capacity(scenario: Scenario, slo: Mapping[str, Any] | None = None, attainmen
 
     def good_at(rps: float) -> float:
         left_out_s = (0.0 if scenario.warmup_s == "mser5" else scenario.warmup_s) + scenario.cooldown_s
-        span = max(left_out_s + 1.0, min(SECONDS, REQUESTS / rps) + left_out_s)
+        span = probe_s(rps) + left_out_s
         run = scenario.with_({path: rps, "duration_s": span, "expect": [], "compare": {}}).run(seed=seed)
         good = run.summary(slo=bounds).values["good_fraction"]
         return 0.0 if good is None or good != good else float(good)
 
     return search(good_at, start_rps=rate, attainment=attainment, tolerance=tolerance)
+
+
+def probe_s(rps: float) -> float:
+    """Seconds of arrivals of a probe at this rate."""
+    return min(max(REQUESTS / rps, min(SECONDS, MOST_REQUESTS / rps)), MOST_S)
 
 
 def _rate_of(scenario: Scenario) -> tuple[str, float]:

@@ -21,7 +21,7 @@ class ClientsSpec(Spec):
 
     timeout_s: float | None = Field(default=None, gt=0, description="From a submission to its last token (s).")
     ttft_timeout_s: float | None = Field(default=None, gt=0, description="From a submission to its first token (s).")
-    idle_timeout_s: float | None = Field(default=None, gt=0, description="Between two tokens (s).")
+    idle_timeout_s: float | None = Field(default=None, gt=0, description="Between two tokens, from the first one on (s).")
     patience: DistSpec | None = Field(default=None, description="How long a client waits for its first token before it leaves for good (s).")
     cancel_on_timeout: bool = Field(default=True, description="false: the client only stops listening, and the engine works on.")
     tell_deadline: bool = Field(default=False, description="Requests carry the client's timeout as their deadline.")

@@ -84,7 +84,7 @@ class MeasuredSpec(Spec):
 
 
 AffineSpec = spec_of(Affine, "affine", skip=("provenance",))
-TableSpec = spec_of(Table, "table", skip=("provenance",))
+TableSpec = spec_of(Table, "table", skip=("provenance", "outside"))
 TwoRegimeSpec = spec_of(TwoRegime, "two_regime", skip=("provenance",))
 ProfileSpec = Annotated[
     RooflineSpec | AffineSpec | TableSpec | VidurSpec | OperatorsSpec | CalibratedSpec | MeasuredSpec | TwoRegimeSpec, Field(discriminator="kind")]  # type: ignore[valid-type]

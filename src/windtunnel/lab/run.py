@@ -20,7 +20,7 @@ from windtunnel.lab.metrics import Requests
 from windtunnel.lab.planner_audit import write_audit
 from windtunnel.lab.planner_log import PlannerLog, planner_log
 from windtunnel.lab.stats import Interval
-from windtunnel.lab.summary import Summary, names_of, number
+from windtunnel.lab.summary import Summary, names_of, number, timing_lines
 from windtunnel.lab.tables import Tables
 from windtunnel.lab.window import left_out
 
@@ -220,8 +220,7 @@ class Run:
         out = [head + ("   " + " ".join(notes) if notes else ""), *summary.lines()]
         if cut := left_out(self):
             out.append(f"cut     {cut}")
-        if meta.provenance:
-            out.append(f"timing  {meta.provenance}")
+        out.extend(timing_lines(meta.provenance))
         out.append('next    run.summary(by="tenant").by · run.requests · run.save("runs/x")')
         return [line if len(line) <= 80 else line[:79] + "…" for line in out]
 

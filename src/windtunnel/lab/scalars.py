@@ -79,7 +79,7 @@ def scalars_of(run: Run, rows: Requests, slo: Mapping[str, Any], window: tuple[f
     out |= occupancy(rows, base)
     out |= _fairness(run, rows, base)
     out |= _series(run, base)
-    out |= _cost(run, out)
+    out |= _cost(run, out, base if window is not None or rows.flags("marked").any() else None)
     out["per_step_share"] = _per_step(run)
     out["perfect_gpu_hours"] = perfect = perfect_hours(run)
     out["regret_gpu_hours"] = None if perfect is None or out["gpu_hours"] is None else out["gpu_hours"] - perfect
@@ -201,8 +201,11 @@ def _reversals(table: pa.Table) -> int:
     return found
 
 
-def _cost(run: Run, values: Mapping[str, Any]) -> dict[str, float | None]:
-    """GPU-hours and money from provisioning to gone, of the whole run; an unknown price makes money unknown."""
+def _cost(run: Run, values: Mapping[str, Any], part: Window | None) -> dict[str, float | None]:
+    """GPU-hours and money from provisioning to gone, of the whole run; an unknown price makes money unknown.
+
+    part: what the requests were counted in, if that is not all of the run; what one of them cost is the money that was spent in it.
+    """
     table = run.tables.arrow("replicas")
 
     def total(name: str) -> float | None:
@@ -216,16 +219,27 @@ def _cost(run: Run, values: Mapping[str, Any]) -> dict[str, float | None]:
     hours = run.tables.end_s / 3600.0
     per_hour = ratio(usd, hours)
     tokens = (values["total_tps"] or 0.0) * values["window_s"]
-    thousand = ratio(usd, values["good"])
+    spent = usd if usd is None or part is None else _spent(table, run.tables.end_s, part)
+    thousand = ratio(spent, values["good"])
     kwh = total("kwh")
     joules = None if kwh is None else kwh * 3.6e6
     return {
         "utilisation": ratio(busy, served), "gpu_hours": None if seconds is None else seconds / 3600.0, "usd": usd,
         "usd_per_hour": per_hour, "kwh": kwh, "j_per_output_token": ratio(joules, total("output_tokens")),
         "usd_per_1k_good": None if thousand is None else thousand * 1000.0,
-        "usd_per_mtok": None if not tokens or usd is None else usd / tokens * 1e6,
+        "usd_per_mtok": None if not tokens or spent is None else spent / tokens * 1e6,
         "good_rps_per_usd_hour": ratio(values["goodput_rps"], per_hour) if not _nan(values["goodput_rps"]) else None,
     }
+
+
+def _spent(table: pa.Table, end_s: float, part: Window) -> float:
+    """Money of the replicas within a part of the run; each spends evenly from its provisioning until it is gone."""
+    usd, seconds = (table.column(name).to_numpy() for name in ("usd", "gpu_seconds"))
+    gpus = table.column("gpus").to_numpy() if "gpus" in table.column_names else np.ones(len(table))
+    gone = np.where(np.isnan(g := table.column("gone_s").to_numpy()), end_s, g)
+    lives = seconds / gpus
+    inside = np.clip(np.minimum(gone, part.start + part.window_s) - np.maximum(gone - lives, part.start), 0.0, None)
+    return float((usd * np.divide(inside, lives, out=np.zeros(len(lives)), where=lives > 0)).sum())
 
 
 def _nan(value: float | None) -> bool:

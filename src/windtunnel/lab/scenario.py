@@ -16,6 +16,7 @@ from windtunnel.lab.control_spec import preset_part
 from windtunnel.lab.scenario_fields import ScenarioFields
 from windtunnel.lab.schema import schema_text
 from windtunnel.lab.sentences import close_hint, explain, one_or_all
+from windtunnel.lab.source_spec import has_adapters, has_service_times, models_asked
 from windtunnel.lab.yamlfile import Document, dump_yaml
 
 if TYPE_CHECKING:
@@ -119,8 +120,9 @@ class Scenario(ScenarioFields):
     def build_fleet(self) -> FleetConfig:
         """The simulated fleet; raises ConfigInfeasibleError for what cannot run."""
         from windtunnel.lab.build import build_fleet
+        from windtunnel.lab.build_source import hash_tokens
 
-        return build_fleet(self.fleet, self._base, self.catalog.build(self._base))
+        return build_fleet(self.fleet, self._base, self.catalog.build(self._base), hash_tokens=hash_tokens(self.source, self._base))
 
     def build_faults(self) -> tuple[Fault, ...]:
         """The faults; each was checked when the scenario was read."""
@@ -146,12 +148,15 @@ class Scenario(ScenarioFields):
     def build(self, *, seed: int | None = None, replication: int = 0, record: str | None = None, check: bool = False,
               ) -> tuple[Simulated, Control, Source]:
         """World, control and source, ready for `world.run(control, source)`."""
+        from windtunnel.lab.build import refuse_unreachable, refuse_unread
         from windtunnel.lab.recorder import Recorder
         from windtunnel.lab.worlds import Simulated
 
         level, seed = record or self.record, self.seed if seed is None else seed
         world = Simulated(self.build_fleet(), seed=seed, replication=replication, record=level, check=check, until=self.duration_s,
                           grace_s=self.grace_s, faults=self.build_faults(), itl=self.itl or any(e.metric.startswith("itl_s") for e in self.expect))
+        refuse_unreachable(world.fleet, models_asked(self.source, self.fleet.only_model))
+        refuse_unread(world.fleet, labelled=has_adapters(self.source), timed=has_service_times(self.source))
         control = self.build_control(seed=seed, replication=replication, wants=Recorder(level).wants)
         return world, control, self.build_source(seed=seed, replication=replication)
 

@@ -15,6 +15,8 @@ from windtunnel.sources.arrivals import FixedSchedule, RequestRate
 
 Shares = dict[str, Annotated[float, Field(ge=0)]]
 Priority = Literal["interactive", "batch"]
+AdapterShares = Annotated[dict[Annotated[str, Field(min_length=1)], Annotated[float, Field(ge=0, le=1)]], Field(
+    description="Share of the requests per LoRA adapter, read by engines with lora: {by: label}; what is left of 1 asks for the base model.")]
 
 
 ScheduleSpec = spec_of(FixedSchedule, "fixed_schedule")
@@ -38,6 +40,7 @@ class TraceSpec(Spec):
     priority: Priority = Field(default="interactive", description="Class of rows that name none.")
     clients: ClientsSpec | None = Field(default=None, description="Left out: clients wait for ever and never try again.")
     bound: Literal["output"] | None = Field(default="output", description="output: clients ask for exactly the recorded number of tokens.")
+    adapters: AdapterShares | None = None
 
 
 class ArrivalsSpec(spec_of(RequestRate)):  # type: ignore[misc]
@@ -56,6 +59,7 @@ class ArrivalsSpec(spec_of(RequestRate)):  # type: ignore[misc]
     clients: ClientsSpec | None = Field(default=None, description="Left out: clients wait for ever and never try again.")
     model: str | None = None
     bound: Literal["output"] | None = "output"
+    adapters: AdapterShares | None = None
 
     @field_validator("tenants", "priorities")
     @classmethod
@@ -95,3 +99,24 @@ def is_endless(spec: Any) -> bool:
         return any(is_endless(s) for s in spec.sources)
     return isinstance(spec, ArrivalsSpec) and spec.count is None and bool(spec.config().endless)
 
+
+
+def has_adapters(spec: Any) -> bool:
+    """Do requests of this source ask for adapters by label?"""
+    return any(has_adapters(s) for s in spec.sources) if isinstance(spec, MixSpec) else bool(getattr(spec, "adapters", None))
+
+
+def has_service_times(spec: Any) -> bool:
+    """Do requests of this source bring their own seconds of work?"""
+    return any(has_service_times(s) for s in spec.sources) if isinstance(spec, MixSpec) else getattr(spec, "service_s", None) is not None
+
+
+def models_asked(spec: Any, first: str) -> frozenset[str] | None:
+    """Models that requests of a source ask for, `first` where it names none; None: a file's rows may name their own, and a pipeline may
+    leave a pool to columns that are not in it."""
+    if isinstance(spec, MixSpec):
+        parts = [models_asked(s, first) for s in spec.sources]
+        return None if None in parts else frozenset().union(*(part for part in parts if part is not None))
+    if isinstance(spec, PipelineSpec) or (isinstance(spec, TraceSpec) and (spec.format == "own" or spec.path.endswith(".parquet"))):
+        return None
+    return frozenset({spec.model or first})

@@ -116,12 +116,24 @@ class Summary:
         return out
 
     def __repr__(self) -> str:
-        return f"Summary of {self._meta.run_id}   {self.values['offered']:,} requests\n{self.text}\nnext    .values · .table · .to_dict()"
+        lines = (f"Summary of {self._meta.run_id}   {self.values['offered']:,} requests", self.text, *timing_lines(self._meta.provenance))
+        return "\n".join((*lines, "next    .values · .table · .to_dict()"))
 
     def _repr_html_(self) -> str:
         from windtunnel.lab import render
 
         return render.html(self)
+
+
+STATES = ("extrapolated", "uncalibrated", "partly_uncalibrated", "calibrated")  # of step times, the least to be trusted first
+
+
+def timing_lines(provenance: str) -> tuple[str, ...]:
+    """Where the times come from, on one line, how far to trust them first."""
+    parts = [part.split(":")[0] for pool in provenance.split(" · ") for part in pool.split(" | ")]
+    state = next((f"{state}: " for state in STATES if state in parts), "")
+    line = f"timing  {state}{provenance}"
+    return (line if len(line) <= 80 else line[:79] + "…",) if provenance else ()
 
 
 def _bound(slo: Mapping[str, Any], name: str) -> str:

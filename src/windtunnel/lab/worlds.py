@@ -88,7 +88,7 @@ class Flight:
                 self.advance()
             self._driver.finish()
             meta, driver = self._meta, self._driver
-            meta.complete = driver.complete
+            meta.complete, meta.provenance = driver.complete, timing_of(driver.fleet.config)
             meta.cpu_s, meta.wall_s = self._cpu_s, time.perf_counter() - self._wall0
             tables = self._recorder.close(driver.agenda.now, complete=driver.complete)
             self._run = Run(meta, tables, scenario=self._scenario)
@@ -97,6 +97,11 @@ class Flight:
         if self._driver.error is not None:
             raise self._driver.error
         return self._run
+
+
+def timing_of(fleet: FleetConfig) -> str:
+    """Where the step times of all pools come from, as known by now."""
+    return " · ".join(dict.fromkeys(p.timing for p in fleet.pools.values() if p.provenance))
 
 
 class Simulated:
@@ -129,7 +134,7 @@ class Simulated:
         recorder = Recorder(self.record, itl=self._options["itl"])
         header = RunMeta(
             name=name, world="simulated", mode="simulated", seed=self.seed, replication=self.replication, record=self.record,
-            provenance=" · ".join(dict.fromkeys(p.provenance for p in self.fleet.pools.values() if p.provenance)),
+            provenance=timing_of(self.fleet),
             loop=source.loop, started_at=datetime.now(UTC).isoformat(timespec="microseconds"), **meta,
         )
         if self.record == "full":

@@ -38,7 +38,8 @@ class PoolFacts:
     """What a policy may know of a pool before the run. gpus: per replica; boot_s: expected seconds from asking to ready.
 
     limits: of one engine (max_num_batched_tokens, max_num_seqs, max_kv_tokens, context_length). steps: known step times, as
-    (prompt tokens, decoding requests, their KV tokens, seconds).
+    (prompt tokens, decoding requests, their KV tokens, seconds). kv_bytes_per_token: of its model at its precision, all GPUs of a replica
+    together.
     """
 
     name: str
@@ -52,6 +53,7 @@ class PoolFacts:
     max_replicas: int | None = None
     limits: Mapping[str, int | None] = field(default_factory=dict)
     steps: tuple[tuple[float, float, float, float], ...] = ()
+    kv_bytes_per_token: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

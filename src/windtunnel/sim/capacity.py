@@ -32,8 +32,11 @@ def _check(tp: int, block_size: int, utilisation: float, overhead_bytes: float) 
 def refuse_infeasible(arch: Architecture, gpu: Gpu, *, tp: int = 1, dtype: str = "bf16", kv_dtype: str = "bf16", block_size: int = 16,
                       max_model_len: int | None = None, max_num_batched_tokens: int | None = None, max_num_seqs: int | None = None,
                       utilisation: float = UTILISATION, overhead_bytes: float = OVERHEAD_BYTES, ep: int = 1, max_prompt: int | None = None,
-                      pp: int = 1) -> None:
-    """Raise ConfigInfeasibleError, showing the sum, if this model cannot run on these GPUs. max_prompt: the longest that must fit into one step."""
+                      pp: int = 1, num_blocks: int | None = None) -> None:
+    """Raise ConfigInfeasibleError, showing the sum, if this model cannot run on these GPUs. max_prompt: the longest that must fit into one step.
+
+    num_blocks: KV blocks that are given, as measured on an engine; then weights and blocks need only be less than the whole memory.
+    """
     check_number("ep", ep, lo=1, whole=True)
     _check(tp, block_size, utilisation, overhead_bytes)
     check_number("pp", pp, lo=1, whole=True)
@@ -54,13 +57,20 @@ def refuse_infeasible(arch: Architecture, gpu: Gpu, *, tp: int = 1, dtype: str =
                                     hint="set chunked_prefill: true or raise max_num_batched_tokens")
     if dtype not in gpu.flops and dtype in ("fp8",):
         raise ConfigInfeasibleError(f"{gpu.name} has no {dtype}", hint=f"it has {', '.join(gpu.flops)}")
-    if weights + overhead_bytes >= usable:
-        share = f" a GPU at tp {tp}" + (f" pp {pp}" if pp > 1 else "") if tp * pp > 1 else ""
+    share = f" a GPU at tp {tp}" + (f" pp {pp}" if pp > 1 else "") if tp * pp > 1 else ""
+    if num_blocks is not None:
+        kv = num_blocks * block_size * arch.kv_bytes_per_token(kv_dtype) * arch.kv_share(tp) / pp
+        if weights + kv > gpu.memory_bytes:
+            raise ConfigInfeasibleError(
+                f"weights {weights / 1e9:.1f} GB + {num_blocks:,} KV blocks {kv / 1e9:.1f} GB{share} > {gpu.memory_bytes / 1e9:.1f} GB",
+                hint="lower engine.num_blocks, raise tp or use a larger GPU")
+    elif weights + overhead_bytes >= usable:
         raise ConfigInfeasibleError(
             f"weights {weights / 1e9:.1f} GB{share} + overhead {overhead_bytes / 1e9:.1f} GB > {usable / 1e9:.1f} GB usable "
             f"({utilisation:g} × {gpu.memory_bytes / 1e9:.1f} GB)", hint=f"use tp: {2 * tp} or a larger GPU")
-    blocks = kv_blocks(arch, gpu, tp=tp, dtype=dtype, kv_dtype=kv_dtype, block_size=block_size, utilisation=utilisation,
-                       overhead_bytes=overhead_bytes, pp=pp) // pp  # of a group
+    blocks = (num_blocks if num_blocks is not None else kv_blocks(
+        arch, gpu, tp=tp, dtype=dtype, kv_dtype=kv_dtype, block_size=block_size, utilisation=utilisation, overhead_bytes=overhead_bytes,
+        pp=pp)) // pp  # of a group
     if blocks < 1 or (max_model_len is not None and blocks * block_size < max_model_len):
         raise ConfigInfeasibleError(f"{blocks * block_size:,} tokens of KV cache are fewer than one request of {max_model_len or 1:,} tokens",
                                     hint="lower engine.max_model_len or use a larger GPU")

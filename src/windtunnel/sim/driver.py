@@ -27,7 +27,7 @@ from windtunnel.sim.faults import Fault, Faults
 from windtunnel.sim.fleet import SimFleet
 from windtunnel.sim.fleet_config import FleetConfig, Pool
 from windtunnel.sim.progress_reports import ProgressReports
-from windtunnel.sim.sampling import Sampler
+from windtunnel.sim.sampling import SAMPLE, Sampler
 from windtunnel.sim.scrape import Scraper
 from windtunnel.sim.wakes import Wakes
 from windtunnel.sources.seeding import PolicyRng
@@ -63,7 +63,8 @@ class SimDriver:
     """Runs one control and one source against a simulated fleet.
 
     itl: record who decoded in which step, for the gaps between tokens.
-    until: arrivals at or after it are not delivered; what still runs gets `grace_s`, then its clients leave. sample_s: grid of the series.
+    until: the planned end, to which the run goes on if work ends before; arrivals at or after it are not delivered, what still runs gets
+    `grace_s`, then its clients leave. sample_s: grid of the series.
     check=True asserts conservation after every event. Deterministic: same inputs, same log, however `advance` is sliced.
     """
 
@@ -76,7 +77,7 @@ class SimDriver:
         self.control, self.source, self.recorder = control, source, recorder
         self.agenda = agenda = Agenda()
         self._heard = {kind for kind, word in HEARD.items() if word in source.needs}
-        self._check, self._step_every = check, step_every
+        self._check, self._step_every, self._until = check, step_every, until
         self.fleet = SimFleet(fleet, agenda, self._deliver, seed=seed, replication=replication, engine_options=self._engine_options)
         self.fleet.note = self._note
         self.faults = Faults(faults, self.fleet, agenda, self._note, seed=seed, replication=replication, until=until) if faults else None
@@ -86,7 +87,8 @@ class SimDriver:
         self._news = EngineNews(control, self.fleet, agenda, dispatching, progress, self.faults, needs)
         self._decodes = Decodes(self.fleet) if itl else None
         asking = Asking(agenda, self._deliver, getattr(control.planner, "call_models", {}), PolicyRng(seed, "planner/calls", replication))
-        self._source_wakes = Wakes(agenda, self._tell)
+        told_first = None if progress is None or "progress" not in source.needs else partial(progress.tell_clients, self._tell, fleet.network_s)
+        self._source_wakes = Wakes(agenda, self._tell, told_first, fleet.network_s)
         self._inbox: deque[Event] = deque()
         self._draining = self._over = self._cancelled = False
         self.seq = self.ended = 0
@@ -110,6 +112,7 @@ class SimDriver:
             if any(pool.scrape.exact for pool in fleet.pools.values()):
                 dispatching.changed = scraper.now
         if until is not None:
+            agenda.at(until, SAMPLE, lambda _: None)  # a moment at which the run may be over
             agenda.at(until + grace_s, ARRIVAL, self._leave)
 
     # -- stepping -----------------------------------------------------------------------------------------------------------------
@@ -217,7 +220,9 @@ class SimDriver:
     # -- arrivals, end ---------------------------------------------------------------------------------------------------------------
 
     def _quiet(self) -> bool:
-        """Nothing more can happen that matters: no arrivals, nothing open."""
+        """Nothing more can happen that matters: no arrivals, nothing open, and no planned time left in which a fleet still costs and shrinks."""
+        if self._until is not None and self.agenda._now < self._until:
+            return False
         return not self.control.open_count and (self._arriving.cut or self.source.done()) and self.seq > 0
 
     def _leave(self, _: Any) -> None:

@@ -70,7 +70,8 @@ class EngineConfig:
     max_num_batched_tokens: Annotated[int, _count(2048, "tokens a step", "budget of one step; of sarathi the chunk", hi=16384)] = 2048
     block_size: Annotated[int, _count(None, "block", "tokens of a KV block")] = 16
     num_blocks: Annotated[int | None, _count(None, "KV blocks", "left out: from the GPU's memory")] = None
-    max_model_len: Annotated[int | None, _count(None, "context", "prompt and output tokens of one request at most")] = None
+    max_model_len: Annotated[int | None, _count(None, "context", "prompt and output tokens of one request at most; left out: "
+                                                        "the model's, in a scenario")] = None
     watermark: Annotated[float, Param(lo=0.0, hi=0.2, label="watermark", help="share of KV blocks kept free at admission", knob=False)] = 0.0
     reserve_full_input: Annotated[bool, Param(help="a prompt is admitted only if all its blocks are free", knob=False)] = True
     chunked_prefill: Annotated[bool, Param(label="chunked prefill", help="a prompt may be split over steps")] = True
@@ -87,7 +88,7 @@ class EngineConfig:
     pad: Annotated[bool, Param(label="padding", help="of static: a finished request stays in the step cost until its batch ends", knob=False)] = True
     n_ctx: Annotated[int | None, _count(None, "slot context", "of slots: tokens of all max_num_seqs slots together")] = None
     prefix_cache: Annotated[bool, Param(label="prefix cache", help="KV blocks of equal prompt prefixes are computed once")] = True
-    cache_block_tokens: Annotated[int | None, _count(None, "hash block", "tokens of one prefix hash; left out: block_size")] = None
+    cache_block_tokens: Annotated[int | None, _count(None, "hash block", "tokens of one prefix hash; left out: the trace's, else block_size")] = None
     max_queued_requests: Annotated[int | None, _count(None, "engine queue", "requests that may wait in the engine")] = None
     max_queued_tokens: Annotated[int | None, _count(None, "engine queue", "uncached prompt tokens that may wait in the engine")] = None
     reject_status: Annotated[int, _count(None, "refusal", "HTTP status when the queue is full", 400, 599)] = 503

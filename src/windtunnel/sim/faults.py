@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import count
 from math import inf
 from typing import Annotated, Any, Literal
@@ -26,6 +26,14 @@ Kind = Literal["crash", "spot", "slow", "pause", "boot_slow", "boot_fail", "erro
 KINDS = ("crash", "spot", "slow", "pause", "boot_slow", "boot_fail", "errors", "metrics_delay", "metrics_drop", "metrics_freeze", "clock", "load",
          "link")
 INSTANT = ("crash", "spot")
+_TARGET = ("pool", "replicas", "fraction", "count")
+_MEANS: dict[str, tuple[str, ...]] = {  # what a fault of each kind reads, beside when it happens
+    "crash": (*_TARGET, "restart"), "spot": (*_TARGET, "notice_s", "unavailable_s"), "slow": (*_TARGET, "for_s", "factor"),
+    "pause": (*_TARGET, "for_s"), "boot_slow": ("pool", "for_s", "factor"), "boot_fail": ("pool", "for_s", "p"),
+    "errors": (*_TARGET, "for_s", "p", "status", "after"), "metrics_delay": (*_TARGET, "for_s", "delay_s"),
+    "metrics_drop": (*_TARGET, "for_s", "p"), "metrics_freeze": (*_TARGET, "for_s"), "clock": (*_TARGET, "for_s", "step_s"),
+    "load": ("for_s", "factor", "tenant"), "link": (*_TARGET, "for_s", "factor", "down", "timeout_s"),
+}
 RETRY_S, RETRY_MAX_S = 30.0, 300.0
 
 
@@ -80,6 +88,20 @@ class Fault:
             check_number("count", self.count, lo=1, whole=True)
         for ordinal in self.replicas:
             check_number("replicas", ordinal, lo=0, whole=True)
+        self._refuse_ignored()
+
+    def _refuse_ignored(self) -> None:
+        """What this fault would not read must not be given: nobody would see that it does nothing."""
+        given = [f.name for f in fields(self) if getattr(self, f.name) != f.default]
+        for name in given:
+            if name not in ("kind", "at_s", "every_s", "rate_per_h", *_MEANS[self.kind]):
+                raise ConfigValueError(name, f"means nothing for a fault of kind {self.kind}; it reads {', '.join(_MEANS[self.kind])}")
+        for names in (("every_s", "rate_per_h"), ("replicas", "fraction", "count")):
+            both = [name for name in names if name in given]
+            if len(both) > 1:
+                raise ConfigValueError(both[1], f"stands beside {both[0]}; write one of them")
+        if self.kind == "link" and not self.down and self.factor >= 1.0:
+            raise ConfigValueError("factor", f"expected the share of the bandwidth that is left, below 1, or down: true, got {self.factor:g}")
 
     def times(self, rng: np.random.Generator) -> Iterator[float]:
         """Run seconds at which it happens, ascending; endless for faults that come back."""
@@ -141,6 +163,8 @@ class Faults:
                                        hint="links are those of prefill and decode pools")
             if fault.kind == "pause" and served_in_seconds:
                 raise ConfigValueError(f"faults.{n}.kind", f"pool {served_in_seconds[0]!r} serves in seconds and has no steps to pause")
+            if fault.kind == "errors" and fault.after == "first_token" and served_in_seconds:
+                raise ConfigValueError(f"faults.{n}.after", f"pool {served_in_seconds[0]!r} serves in seconds and tells no first token")
         self._fleet, self._agenda, self._note, self._until = fleet, agenda, note, until
         self._on: dict[str, _Marks] = {}  # by replica
         self._pools: dict[str, _Marks] = {}
@@ -226,7 +250,9 @@ class Faults:
                        key=lambda r: (r.pool.name, r.ordinal))
         if fault.replicas:
             return [r for r in ready if r.ordinal in fault.replicas]
-        n = fault.count if fault.count is not None else None if fault.fraction is None else int(fault.fraction * len(ready) + 0.5)
+        n = fault.count
+        if n is None and fault.fraction is not None:  # a small share of few replicas is one of them, not none
+            n = max(1, int(fault.fraction * len(ready) + 0.5)) if fault.fraction > 0 else 0
         if n is None or n >= len(ready):
             return ready
         return [ready[i] for i in sorted(rng.choice(len(ready), n, replace=False).tolist())]

@@ -192,7 +192,9 @@ class SimFleet:
         if replica.stage_n == 1:
             replica.state = BOOTING
             self.emit(ReplicaBooting(replica.name, replica.pool.name, replica.pool.role, BOOTING))
-        seconds = replica.boot[replica.stage_n] * (1.0 if self.boot_faults is None else self.boot_faults.boot_factor(replica.pool.name))
+        n, boot = replica.stage_n, replica.boot
+        seconds = boot[n] * (1.0 if self.boot_faults is None else self.boot_faults.boot_factor(replica.pool.name))
+        replica.boot = (*boot[:n], seconds, *boot[n + 1 :])  # as it was, for the record
         replica.stage_n += 1
 
         def reached(_: Any) -> None:

@@ -48,6 +48,7 @@ class Pool:
     drain_timeout_s: float = 120.0
     provenance: str = ""
     link: KvLink | None = None  # of pools that share requests with others
+    kv_bytes_per_token: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("replicas", "min"):
@@ -60,6 +61,12 @@ class Pool:
     @property
     def slots(self) -> int:
         return self.engine.max_num_seqs
+
+    @property
+    def timing(self) -> str:
+        """`provenance`, with the state that the step model is in by now: a run may have asked it beyond what was measured."""
+        beyond = getattr(self.step_model, "beyond", "")
+        return f"{self.provenance.replace(' | calibrated', '')} | extrapolated: {beyond}" if beyond else self.provenance
 
     @property
     def kv_tokens(self) -> int | None:

@@ -32,6 +32,11 @@ class Piped:
     def provenance(self) -> Provenance:
         return self.inner.provenance
 
+    @property
+    def beyond(self) -> str:
+        """What the model was asked beyond its measurements."""
+        return getattr(self.inner, "beyond", "")
+
     def hops_s(self, b: Batch) -> float:
         return (self.pp - 1) * (b.tokens * self.bytes_per_token / self.link_bw + self.latency_s)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from windtunnel.events import Event, Progressed
-from windtunnel.sim.agenda import ARRIVAL, Agenda
+from windtunnel.sim.agenda import ARRIVAL, COMPLETION, Agenda
 from windtunnel.sim.fleet import SimFleet
 from windtunnel.sim.followers import Followers
 from windtunnel.sim.lifecycle import DRAINING, READY
@@ -36,6 +36,16 @@ class ProgressReports:
             counts = self._fleet.replicas[name].engine.progress_at(now)
             if counts:
                 (through or self._back)(Progressed(name, counts))
+
+    def tell_clients(self, tell: Callable[[Progressed], None], network_s: float) -> None:
+        """What clients will have received when they wake and judge how long nothing came; the control hears of it in its own time."""
+        now = self._agenda._now
+        replicas = [r for r in self._fleet.replicas.values() if r.state in (READY, DRAINING)]
+        counts = tuple(count for r in replicas for count in r.engine.progress_at(now))
+        if counts and network_s:
+            self._agenda.at(now + network_s, COMPLETION, lambda _: tell(Progressed("", counts)))
+        elif counts:
+            tell(Progressed("", counts))
 
     def _tick(self, _: Any) -> None:
         for name, replica in list(self._fleet.replicas.items()):

@@ -43,8 +43,9 @@ class _Client:
 class Clients:
     """Timeouts, abandonment and retries around `inner`. All times in seconds, None = off.
 
-    timeout_s: of a submission, to its last token; ttft_timeout_s: to its first token; idle_timeout_s: between tokens; patience: how long
-    an original waits for its first token before its client leaves for good. cancel_on_timeout False: the client only stops listening.
+    timeout_s: of a submission, to its last token; ttft_timeout_s: to its first token; idle_timeout_s: between tokens, so from the first one
+    on (at most 0.25 s late: that often the world tells of progress); patience: how long an original waits for its first token before its
+    client leaves for good. cancel_on_timeout False: the client only stops listening.
     tell_deadline: a submission carries `arrived + timeout_s` as its deadline, so that a queue can drop what nobody waits for.
     retry None: never. rng: the clients' own generator, so that policies are compared on the same arrivals.
     """
@@ -94,7 +95,7 @@ class Clients:
         if isinstance(what, (Finished, Reject, Close)):
             return self._done(self._ended(what, now), now)
         if isinstance(what, FirstToken) and (client := self._open.get(what.request_id)) is not None:
-            client.first_token, client.heard_s = True, now
+            client.first_token, client.heard_s, client.tokens = True, now, max(client.tokens, 1)
         elif isinstance(what, Progressed):
             for request_id, tokens in what.counts:
                 if (one := self._open.get(request_id)) is not None and tokens > one.tokens:
@@ -141,9 +142,12 @@ class Clients:
         """A clock of the open submission ran out: the client gives this one up, and perhaps tries again."""
         if kind in (_TTFT, _PATIENCE) and client.first_token:
             return
-        if kind == _IDLE and client.heard_s + self._idle_s > now:  # type: ignore[operator]
-            self._clock(client.heard_s + self._idle_s, _IDLE, client)  # type: ignore[operator]
-            return
+        if kind == _IDLE:
+            if not client.tokens:
+                client.heard_s = now  # no gap before the first token
+            if client.heard_s + self._idle_s > now:  # type: ignore[operator]
+                self._clock(client.heard_s + self._idle_s, _IDLE, client)  # type: ignore[operator]
+                return
         outcome, reason, submission = _OUTCOME[kind], _REASON[kind], client.id
         del self._open[submission]
         client.id, client.last = "", None
@@ -244,5 +248,5 @@ class Clients:
 
 def _needs(ttft_timeout_s: float | None, idle_timeout_s: float | None, patience: Dist | None) -> frozenset[str]:
     """What the clocks must be told of."""
-    words = {"first_token"} if ttft_timeout_s is not None or patience is not None else set()
+    words = {"first_token"} if ttft_timeout_s is not None or idle_timeout_s is not None or patience is not None else set()
     return frozenset(words | ({"progress"} if idle_timeout_s is not None else set()))

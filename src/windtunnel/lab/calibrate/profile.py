@@ -68,7 +68,7 @@ class Profile:
 
     def step_model(self, *, on_extrapolation: str = "warn") -> Calibrated:
         """Raises ConfigUnknownModelError, ConfigTableMissError, ConfigValueError."""
-        said = ", ".join(f"{name.upper()} ±{error:.0%}" for name, error in self.errors.items())
+        said = ", ".join(f"{name.upper()} ±{100 * error:.2g}%" for name, error in self.errors.items())
         source = f"{self.engine}: {self.source}" + (f", {said}" if said else "")
         return Calibrated(self._prior(), Coefficients(**self.theta), dict(self.valid), source, on_extrapolation)
 

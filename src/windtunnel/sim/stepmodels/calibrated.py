@@ -111,9 +111,13 @@ class Calibrated:
     def provenance(self) -> Provenance:
         known = self.prior.provenance
         state = "extrapolated" if self.outside.worst else "calibrated"
+        return Provenance(known.model, known.gpu, " + ".join(x for x in (known.source, self.source) if x), state, self.beyond)
+
+    @property
+    def beyond(self) -> str:
+        """What was asked beyond the observations, how far and for how long; empty: nothing."""
         said = ", ".join(f"{name} {self._how_far(name, value)}" for name, value in self.outside.worst.items())
-        note = f"{said}: {self.outside.share:.1%} of simulated time" if said else ""
-        return Provenance(known.model, known.gpu, " + ".join(x for x in (known.source, self.source) if x), state, note)
+        return f"{said}: {self.outside.share:.1%} of simulated time" if said else ""
 
     def seconds(self, b: Batch) -> float:
         return self._compose(b, 1)[0]

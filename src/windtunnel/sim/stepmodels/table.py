@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from windtunnel.errors import ConfigValueError
 from windtunnel.policy.param import check_number
+from windtunnel.sim.stepmodels.calibrated import Outside
 from windtunnel.sim.stepmodels.model import Batch, Provenance
 
 
@@ -21,6 +22,7 @@ class Table:
     kv_s_per_token: float = 0.0
     prefill_s: tuple[tuple[int, float], ...] = ()
     provenance: Provenance = field(default_factory=lambda: Provenance("table", "", "measured per batch"))
+    outside: Outside = field(default_factory=Outside, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not self.decode_s:
@@ -56,13 +58,42 @@ class Table:
         return seconds * n / first if n <= first else _between(self.prefill_s, n)
 
     def seconds(self, b: Batch) -> float:
-        return self.run(b, 1)[0]
+        return self._run(b, 1)[0]
 
     def run(self, b: Batch, k: int) -> tuple[float, float, int]:
+        a, slope, k = self._run(b, k)
+        self._watch(b, k * a + slope * (k * (k - 1) * 0.5))
+        return a, slope, k
+
+    def _run(self, b: Batch, k: int) -> tuple[float, float, int]:
         a = self.of_batch(b.sequences) + self.kv_s_per_token * b.decode_kv
         for chunk, before in b.prefill:
             a += self.of_prompt(before + chunk) - self.of_prompt(before) if self.prefill_s else self.prefill_s_per_token * chunk
         return a, self.kv_s_per_token * b.decode_seqs, k if not (self.prefill_s and b.prefill) else 1
+
+    @property
+    def beyond(self) -> str:
+        """What was asked beyond the knots, how far and for how long; empty: nothing."""
+        o = self.outside
+        said = ", ".join(f"{name} {value:g} is outside {least} to {most}" for name, value, least, most in (
+            (name, o.worst[name], knots[0][0], knots[-1][0]) for name, knots in self._knots() if name in o.worst))
+        return f"{said}: {o.share:.1%} of simulated time" if said else ""
+
+    def _knots(self) -> tuple[tuple[str, tuple[tuple[int, float], ...]], ...]:
+        return ("sequences", self.decode_s), ("prompt tokens", self.prefill_s)
+
+    def _watch(self, b: Batch, seconds: float) -> None:
+        """Beyond the last knots it goes on as it did before them, and remembers that it had to."""
+        o, worst = self.outside, self.outside.worst
+        o.total_s += seconds
+        beyond = False
+        if b.sequences > self.decode_s[-1][0]:
+            beyond, worst["sequences"] = True, max(worst.get("sequences", 0), b.sequences)
+        for chunk, before in b.prefill if self.prefill_s else ():
+            if chunk + before > self.prefill_s[-1][0]:
+                beyond, worst["prompt tokens"] = True, max(worst.get("prompt tokens", 0), chunk + before)
+        if beyond:
+            o.outside_s += seconds
 
 
 def _between(knots: tuple[tuple[int, float], ...], x: float) -> float:
