@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from windtunnel.sources.source import Source
 
 FaultSpec = spec_of(Fault)
+SIGNS = ("windtunnel", "fleet", "source")
 NOT_IN_DIGEST = ("name", "question", "compare", "expect", "knobs", "record", "itl", "seed")
 
 
@@ -103,6 +104,9 @@ class Scenario(Spec):
                   allow_imports: bool = False) -> Self:
         if not isinstance(doc.data, dict):
             raise ConfigError("expected a mapping with windtunnel, name, fleet and source", where=doc.where(()))
+        if doc.data and not doc.data.keys() & SIGNS:
+            raise ConfigError(f"not a scenario: it has none of the keys {', '.join(SIGNS)}", where=doc.where(()).rpartition(":")[0],
+                              hint="windtunnel scenario show overload prints one")
         if variant is not None and variant != "base":
             doc = _applied(doc, _variant(doc.data, variant), f"variant {variant}")
         if overrides:
