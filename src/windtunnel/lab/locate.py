@@ -107,7 +107,9 @@ def data_file(path: str, base: Path) -> Path:
     for place in tried:
         if place.is_file():
             return place
-    raise ConfigFileError(f'no file "{path}"', hint="looked for " + ", ".join(str(p) for p in tried))
+    error = ConfigFileError(f'no file "{path}"', hint="looked for " + ", ".join(str(p) for p in tried))
+    error.file = path
+    raise error
 
 
 def sha256(path: Path) -> str:

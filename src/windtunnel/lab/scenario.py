@@ -19,11 +19,11 @@ from windtunnel.lab.expect import ExpectSpec
 from windtunnel.lab.fleet_spec import FleetSpec
 from windtunnel.lab.kinds import Spec, spec_of
 from windtunnel.lab.schema import schema_text
-from windtunnel.lab.sentences import close_hint, explain, one_or_all
+from windtunnel.lab.sentences import close_hint, explain, one_or_all, placed
 from windtunnel.lab.slo_spec import KnobSpec, SloSpec
 from windtunnel.lab.source_spec import SourceSpec, is_endless
 from windtunnel.lab.summary import names_of
-from windtunnel.lab.yamlfile import Document, dump_yaml
+from windtunnel.lab.yamlfile import Document, PathKey, dump_yaml
 from windtunnel.sim.faults import Fault
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ class Scenario(Spec):
     compare: dict[str, dict[str, Any]] = Field(default={}, description="Named variants: dotted path to value.")
     knobs: tuple[str | KnobSpec, ...] = Field(default=(), description="Paths that a cockpit offers as controls.")
     _base: Path = PrivateAttr(default_factory=Path)
+    _marks: dict[PathKey, str] = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -115,7 +116,8 @@ class Scenario(Spec):
 
     @classmethod
     def _checked(cls, doc: Document, base: Path, *, allow_imports: bool = False) -> Self:
-        import_kinds(doc.data, allow_imports=allow_imports)
+        with placed(doc):
+            import_kinds(doc.data, allow_imports=allow_imports)
         try:
             made = cls.model_validate_json(json.dumps(doc.data), strict=True)
         except ValidationError as error:
@@ -123,7 +125,7 @@ class Scenario(Spec):
         wrong = list(made._wrong_names(doc, base))
         if wrong:
             raise one_or_all(wrong)
-        made._base = base
+        made._base, made._marks = base, doc.marks
         return made
 
     def _wrong_names(self, doc: Document, base: Path) -> Iterator[ConfigError]:
@@ -146,14 +148,14 @@ class Scenario(Spec):
 
     def with_(self, changes: Mapping[str, Any]) -> Self:
         """A new, validated scenario; keys are dotted paths as in --set, values plain data."""
-        return self._checked(_applied(Document(self._plain()), changes, ""), self._base, allow_imports=True)
+        return self._checked(_applied(self._document(), changes, ""), self._base, allow_imports=True)
 
     def variant(self, name: str) -> Self:
         """One of `compare`'s variants; "base" is the plain scenario."""
         if name == "base":
             return self
-        data = self._plain()
-        return self._checked(_applied(Document(data), _variant(data, name), f"variant {name}"), self._base, allow_imports=True)
+        doc = self._document()
+        return self._checked(_applied(doc, _variant(doc.data, name), f"variant {name}"), self._base, allow_imports=True)
 
     def fast(self) -> Self:
         """The same, at most 60 s long with at most 5 s of warm-up and of cool-down: for CI and first looks."""
@@ -165,6 +167,10 @@ class Scenario(Spec):
 
     def _plain(self) -> dict[str, Any]:
         return _kind_first(self.model_dump(mode="json", exclude_unset=True))  # type: ignore[no-any-return]
+
+    def _document(self) -> Document:
+        """What it was read from, with the places in the file."""
+        return Document(self._plain(), self._marks)
 
     def resolved(self) -> dict[str, Any]:
         """Plain data with every default and the preset's parts filled in."""
@@ -191,15 +197,16 @@ class Scenario(Spec):
     @property
     def digest(self) -> str:
         """SHA-256 of what determines the result: the resolved scenario with files by content, without names, texts and the seed."""
-        data = {k: v for k, v in self.resolved().items() if k not in NOT_IN_DIGEST}
-        text = json.dumps(self._hashed(data), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        with placed(self._document()):
+            data = self._hashed({k: v for k, v in self.resolved().items() if k not in NOT_IN_DIGEST})
+        text = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def _hashed(self, node: Any) -> Any:
-        """The same data with each `path` replaced by the hash of the file it names."""
+        """The same data with each `path` (`file` of a law) replaced by the hash of the file it names; a plugin's kwargs are its own affair."""
         if isinstance(node, Mapping):
-            return {k: {"sha256": locate.sha256(locate.data_file(v, self._base))} if k == "path" and isinstance(v, str) else self._hashed(v)
-                    for k, v in node.items()}
+            return {k: {"sha256": locate.sha256(locate.data_file(v, self._base))} if k in ("path", "file") and isinstance(v, str)
+                    else v if k == "kwargs" else self._hashed(v) for k, v in node.items()}
         return [self._hashed(v) for v in node] if isinstance(node, list) else node
 
     # -- flying ---------------------------------------------------------------------------------------------------------------
@@ -208,7 +215,8 @@ class Scenario(Spec):
         """The simulated fleet; raises ConfigInfeasibleError for what cannot run."""
         from windtunnel.lab.build import build_fleet
 
-        return build_fleet(self.fleet, self._base, self.catalog.build(self._base))
+        with placed(self._document()):
+            return build_fleet(self.fleet, self._base, self.catalog.build(self._base))
 
     def build_faults(self) -> tuple[Fault, ...]:
         """The faults; each was checked when the scenario was read."""
@@ -220,16 +228,18 @@ class Scenario(Spec):
         from windtunnel.lab.build import build_control
 
         over = self._facts(self.build_fleet()) if pools is None else pools
-        return build_control(self.control, over, slo=self.slo.bounds(), seed=self.seed if seed is None else seed,
-                             replication=replication, wants=wants)
+        with placed(self._document()):
+            return build_control(self.control, over, slo=self.slo.bounds(), seed=self.seed if seed is None else seed,
+                                 replication=replication, wants=wants)
 
     def build_source(self, *, seed: int | None = None, replication: int = 0, model: str | None = None, live: bool = False) -> Source:
         """A fresh source. model: what requests without one ask for (None: the fleet's first); live: with prompts for real engines."""
         from windtunnel.lab.build import build_source
 
-        return build_source(self.source, self._base, self.seed if seed is None else seed, replication=replication,
-                            duration_s=self.duration_s, model=self.fleet.only_model if model is None else model, live=live,
-                            faults=self.build_faults())
+        with placed(self._document()):
+            return build_source(self.source, self._base, self.seed if seed is None else seed, replication=replication,
+                                duration_s=self.duration_s, model=self.fleet.only_model if model is None else model, live=live,
+                                faults=self.build_faults())
 
     def build(self, *, seed: int | None = None, replication: int = 0, record: str | None = None, check: bool = False,
               ) -> tuple[Simulated, Control, Source]:
@@ -241,6 +251,10 @@ class Scenario(Spec):
         world = Simulated(self.build_fleet(), seed=seed, replication=replication, record=level, check=check, until=self.duration_s,
                           grace_s=self.grace_s, faults=self.build_faults(), itl=self.itl or any(e.metric.startswith("itl_s") for e in self.expect))
         control = self.build_control(seed=seed, replication=replication, wants=Recorder(level).wants)
+        refuse_promises = getattr(self.control.planner, "check_simulated", None)
+        if refuse_promises is not None:
+            with placed(self._document()):
+                refuse_promises()
         return world, control, self.build_source(seed=seed, replication=replication)
 
     def start(self, *, seed: int | None = None, replication: int = 0, record: str | None = None, check: bool = False) -> Flight:
