@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
+from windtunnel import Run, Scenario
 from windtunnel.cli import main
 
 PLUGIN = """
@@ -38,3 +40,44 @@ def test_PL_802_a_run_without_decisions_says_how_to_get_them(tmp_path: Path, cap
     assert said(capsys, "run", "planner-step", "--set", "duration_s=30", "--set", "warmup_s=0", "--out", saved, "--quiet")[0] == 0
     code, text = said(capsys, "planner", "explain", saved)
     assert code == 3 and "--record decisions" in text
+
+
+SOMETIMES = """
+from windtunnel.policy.planning.contract import Accept, StageResponse
+
+class Launch:
+    n = 0
+    def constrain(self, request):
+        Launch.n += 1
+        if Launch.n % 4 == 0:
+            raise ValueError("every fourth time")
+        return StageResponse(Accept())
+"""
+
+
+@pytest.mark.parametrize(("text", "told"), [
+    (PLUGIN, "plugin  launch failed always, "), (SOMETIMES, "plugin  launch failed 2 of 10 times; windtunnel planner explain"),
+    (SOMETIMES.replace("% 4", "% 10**9"), "")])
+def test_a_run_says_that_a_plugin_failed(text: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                         capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a_failing_plugin.py").write_text(text, "utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "a_failing_plugin", raising=False)
+    saved, page = tmp_path / "run", tmp_path / "report.html"
+    words = ("--set", "duration_s=100", "--set", f"control.planner.plugins={ENTRY}", "--allow-imports", "--set", "warmup_s=0")
+    code, out = said(capsys, "run", "planner-step", *words, "--out", str(saved), "--report", str(page))
+    assert code == 0
+    again = said(capsys, "show", str(saved))[1]
+    for shown in (out, again):
+        assert told in shown and ("plugin" in shown) is bool(told)
+        assert max(map(len, shown.splitlines())) <= 80
+    html = Run.load(saved)._repr_html_()
+    assert ("launch failed" in html) is bool(told) and ("Planner plugin launch failed" in page.read_text("utf-8")) is bool(told)
+    monkeypatch.delitem(sys.modules, "a_failing_plugin", raising=False)
+
+
+def test_nothing_that_a_run_says_is_cut_off(tmp_path: Path) -> None:
+    run = Scenario.load("overload").with_({"duration_s": 5.0, "warmup_s": 0.0}).run()
+    words = " ".join(repr(run).split())
+    assert run.provenance in words and "…" not in words
+    assert max(map(len, repr(run).splitlines())) <= 80

@@ -15,6 +15,7 @@ import pandas as pd
 
 from windtunnel.cockpit.badge import badge
 from windtunnel.cockpit.svg import sparkline
+from windtunnel.lab.plugin_failures import failure_lines
 
 if TYPE_CHECKING:
     from windtunnel.lab.compare import Comparison, Line
@@ -100,7 +101,8 @@ def run_card(run: Run) -> str:
     words = [w for w, so in (("INCOMPLETE", not run.complete), ("DEGRADED", run.degraded)) if so]
     values = run.summary().values
     facts = [f"{fmt(values['window_s'], 's')}", f"{values['offered']:,} requests", f"seed {run.seed}", *words]
-    foot = f"<p>timing: {escape(run.provenance)}</p>" if run.provenance else ""
+    foot = "".join(f'<p style="color:#a33">planner plugin {escape(line)}</p>' for line in failure_lines(run.meta.plugin_failures))
+    foot += f"<p>timing: {escape(run.provenance)}</p>" if run.provenance else ""
     return (f'<div style="font-family:sans-serif">{badge(mode)} <b>{escape(run.id)}</b> <span>{escape(" · ".join(facts))}</span>'
             f"{_numbers(run.summary())}{_sparks(run)}{foot}{_next(run)}</div>")
 

@@ -14,6 +14,7 @@ from windtunnel.cockpit import figures, html_parts, palette
 from windtunnel.cockpit.badge import badge
 from windtunnel.cockpit.figures.spec import FigureSpec
 from windtunnel.cockpit.planner_report import planner_section
+from windtunnel.lab.plugin_failures import failure_lines
 
 if TYPE_CHECKING:
     from windtunnel.lab.compare import Comparison
@@ -25,6 +26,7 @@ STYLE = f"""
 body {{ font: 15px/1.5 system-ui, sans-serif; color: var(--ink); max-width: 1080px; margin: 0 auto; padding: 24px; background: #fff; }}
 h1 {{ font-size: 26px; margin: 8px 0; }} h2 {{ font-size: 19px; margin: 36px 0 8px; border-bottom: 1px solid var(--rule); padding-bottom: 4px; }}
 .verdict {{ font-size: 18px; background: var(--soft); border-left: 4px solid #0072B2; padding: 10px 14px; margin: 16px 0; }}
+.bad {{ border-left-color: #a33; font-size: 15px; }}
 table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; margin: 8px 0; max-width: 100%; }}
 caption {{ text-align: left; font-size: 13px; padding-bottom: 4px; }}
 th, td {{ padding: 4px 12px; border-bottom: 1px solid var(--rule); text-align: right; }}
@@ -51,7 +53,7 @@ def run_report(run: Run, path: str | Path, *, baseline: Run | None = None, plann
 
     planner: with what the planner did; None: if one ran and was recorded; True raises if none was.
     """
-    body = [_head(run.meta.name, run), f'<p class="verdict">{escape(verdict(run))}</p>', _inputs(run), _summary(run)]
+    body = [_head(run.meta.name, run), f'<p class="verdict">{escape(verdict(run))}</p>', _failing(run), _inputs(run), _summary(run)]
     body += [_figures(run, baseline), _tenants(run), planner_section(run, planner), _replicas(run), _provenance(run)]
     return _write(path, run.meta.name, body)
 
@@ -98,6 +100,10 @@ def _write(path: str | Path, title: str, body: Sequence[str]) -> Path:
 def _head(title: str, run: Run) -> str:
     question = str(getattr(run.scenario, "question", "") or "")
     return f"{badge(run.meta.mode)}<h1>{escape(title)}</h1>" + (f"<p>{escape(question)}</p>" if question else "")
+
+
+def _failing(run: Run) -> str:
+    return "".join(f'<p class="verdict bad">Planner plugin {escape(line)}.</p>' for line in failure_lines(run.meta.plugin_failures))
 
 
 def _inputs(run: Run, heading: bool = True) -> str:

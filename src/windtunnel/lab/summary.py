@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -141,6 +142,11 @@ def number(value: float | None) -> str:
         return f"{value:.2e}"
     text = f"{value:.{digits}f}"
     return text
+
+
+def wrapped(line: str, width: int = 80) -> list[str]:
+    """A line as several that fit, the further ones under the first one's second word."""
+    return textwrap.wrap(line, width, subsequent_indent=" " * 8, break_on_hyphens=False) or [line]
 
 
 def share(value: float | None) -> str:
