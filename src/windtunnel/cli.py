@@ -193,3 +193,9 @@ def _one_line(text: str) -> str:
 def say(text: str) -> None:
     """A line for a person, on stderr."""
     print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":  # as `python -m windtunnel.cli`: the commands register at the module of that name, not at this copy
+    from windtunnel.cli import main as command
+
+    command()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -59,3 +61,10 @@ def test_a_log_is_known_by_what_it_holds(tmp_path: Path, capsys: pytest.CaptureF
     run.planner_audit(tmp_path / "audit.txt")
     assert run_cli(["planner", "explain", str(tmp_path / "audit.txt")]) == 0
     assert "burst-diurnal" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("module", ["windtunnel", "windtunnel.cli"])
+def test_the_module_is_the_command(module: str) -> None:
+    done = subprocess.run([sys.executable, "-m", module, "run", "no-such-scenario"], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (2, f"windtunnel: {done.stderr.removeprefix('windtunnel: ')}")
+    assert 'no scenario "no-such-scenario"' in done.stderr and done.stderr.count("\n") == 1
