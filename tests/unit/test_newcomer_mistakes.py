@@ -66,5 +66,5 @@ def test_a_log_is_known_by_what_it_holds(tmp_path: Path, capsys: pytest.CaptureF
 @pytest.mark.parametrize("module", ["windtunnel", "windtunnel.cli"])
 def test_the_module_is_the_command(module: str) -> None:
     done = subprocess.run([sys.executable, "-m", module, "run", "no-such-scenario"], capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stderr) == (2, f"windtunnel: {done.stderr.removeprefix('windtunnel: ')}")
+    assert done.returncode == 2
     assert 'no scenario "no-such-scenario"' in done.stderr and done.stderr.count("\n") == 1
