@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from html import escape
 from pathlib import Path
 
 import pytest
 
 from windtunnel import Run, Scenario
 from windtunnel.cli import main
+from windtunnel.lab import registry
 
 PLUGIN = """
 class Launch:
@@ -81,3 +83,20 @@ def test_nothing_that_a_run_says_is_cut_off(tmp_path: Path) -> None:
     words = " ".join(repr(run).split())
     assert run.provenance in words and "…" not in words
     assert max(map(len, repr(run).splitlines())) <= 80
+
+
+def test_a_report_of_a_saved_run_runs_no_code_and_needs_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                                capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a_failing_plugin.py").write_text(PLUGIN, "utf-8")
+    saved = tmp_path / "run"
+    words = ("--set", "duration_s=100", "--set", f"control.planner.plugins={ENTRY}", "--allow-imports", "--record", "decisions", "--quiet")
+    with monkeypatch.context() as patch:
+        patch.syspath_prepend(str(tmp_path))
+        assert said(capsys, "run", "planner-step", *words, "--out", str(saved))[0] == 0
+    monkeypatch.setattr(registry, "_trusted", set())
+    page = tmp_path / "page.html"
+    assert said(capsys, "report", str(saved), str(page), "--planner") == (0, f"{page}\n")
+    text = page.read_text("utf-8")
+    assert "a_failing_plugin" in text and "resolved scenario" in text and escape(Scenario.load("planner-step").question) in text
+    assert Run.load(saved).save(tmp_path / "copy") and (tmp_path / "copy/scenario.yaml").read_bytes() == (saved / "scenario.yaml").read_bytes()
+    assert said(capsys, "compare", str(saved), str(tmp_path / "copy"))[0] == 0

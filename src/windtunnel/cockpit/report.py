@@ -98,7 +98,7 @@ def _write(path: str | Path, title: str, body: Sequence[str]) -> Path:
 
 
 def _head(title: str, run: Run) -> str:
-    question = str(getattr(run.scenario, "question", "") or "")
+    question = run.meta.question
     return f"{badge(run.meta.mode)}<h1>{escape(title)}</h1>" + (f"<p>{escape(question)}</p>" if question else "")
 
 
@@ -150,8 +150,7 @@ def _replicas(run: Run, heading: bool = True) -> str:
 
 
 def _provenance(run: Run, heading: bool = True) -> str:
-    scenario = run.scenario
-    yaml = escape(scenario.dump(resolved=True)) if scenario is not None and hasattr(scenario, "dump") else ""
+    yaml = escape(run.scenario_text)
     text = escape(run.meta.provenance or "no provenance recorded")
     block = f"<details><summary>resolved scenario</summary><pre>{yaml}</pre></details>" if yaml else ""
     return ("<h2>Provenance</h2>" if heading else "") + f'<p class="muted">step times: {text}</p>{block}'

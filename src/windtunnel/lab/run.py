@@ -106,6 +106,14 @@ class Run:
             self._scenario = Scenario.load(path)
         return self._scenario
 
+    @property
+    def scenario_text(self) -> str:
+        """The resolved scenario as YAML, "" without one. Of a loaded run it is what was saved: to read it asks for no file and runs no code."""
+        if self._scenario is not None:
+            return self._scenario.dump(resolved=True)
+        path = None if self.directory is None else self.directory / "scenario.yaml"
+        return path.read_text("utf-8") if path is not None and path.exists() else ""
+
     # -- tables -------------------------------------------------------------------------------------------------------------------
 
     @property

@@ -50,8 +50,8 @@ def write(run: Run, directory: Path) -> None:
         files[path.name] = {**_facts(path), "rows": len(table), "content_sha256": manifest.content_sha256(table)}
     _write_text(directory / "summary.json", _json(run.summary().to_dict()))
     files["summary.json"] = _facts(directory / "summary.json")
-    if run.scenario is not None:
-        _write_text(directory / "scenario.yaml", run.scenario.dump(resolved=True))
+    if run.scenario_text:
+        _write_text(directory / "scenario.yaml", run.scenario_text)
         files["scenario.yaml"] = _facts(directory / "scenario.yaml")
     for path in _write_log(run, directory):
         files[path.name] = _facts(path)

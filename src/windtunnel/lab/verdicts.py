@@ -110,7 +110,9 @@ def _signed(value: float | None, plus: str = "+") -> str:
 
 
 def _compact(value: float) -> str:
-    """Three significant digits, at least two decimals below 10 so that differences line up."""
+    """Three significant digits, at least two decimals below 10 so that differences line up; tiny ones with an exponent."""
+    if 0 < abs(value) < 0.001:
+        return f"{value:.1e}"
     return f"{value:.2f}" if 0.1 <= abs(value) < 10 else number(value)
 
 
@@ -126,10 +128,10 @@ def text_head(baseline: str, candidate: str, level: float) -> str:
 
 
 def text_line(line: Line) -> str:
-    """One row of a text table, at most 100 columns."""
+    """One row of a text table, at most 100 columns but for very large numbers."""
     interval = "–" if line.lo is None else f"{_compact(line.lo)} … {_compact(line.hi)}"  # type: ignore[arg-type]
     pct = "–" if line.delta_pct is None else f"{line.delta_pct:+.1f}"
     word = "no interval" if line.lo is None and line.delta else "no difference" if line.verdict == SAME else line.verdict
     delta = "–" if line.delta is None else _signed(line.delta)
     values = f"{_cut(line.metric, 17):<17} {number(line.baseline):>9} {number(line.candidate):>9}"
-    return f"{values} {delta:>8} {pct:>7} {interval:>18} {line.n:>3} {line.method:<8} {word}"[:100].rstrip()
+    return f"{values} {delta:>8} {pct:>7} {interval:>18} {line.n:>3} {line.method:<8} {word}"
