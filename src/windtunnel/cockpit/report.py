@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import sha1
 from html import escape
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from windtunnel.cockpit import figures, html_parts, palette
 from windtunnel.cockpit.badge import badge
+from windtunnel.cockpit.cards import fmt, numbers
 from windtunnel.cockpit.figures.spec import FigureSpec
 from windtunnel.cockpit.planner_report import planner_section
 from windtunnel.lab.plugin_failures import failure_lines
@@ -81,7 +83,7 @@ def verdict(run: Run) -> str:
         return "Nothing was offered, so there is nothing to judge."
     target = float((run.meta.slo or {}).get("attainment", 0.99))
     word = "meets" if good >= target else "misses"
-    return f"{good:.1%} of {int(offered):,} offered requests were good: the run {word} its target of {target:.0%}."
+    return f"{fmt(good, 'share')} of {int(offered):,} offered requests were good: the run {word} its target of {100 * target:g} %."
 
 
 def _write(path: str | Path, title: str, body: Sequence[str]) -> Path:
@@ -109,22 +111,41 @@ def _failing(run: Run) -> str:
 def _inputs(run: Run, heading: bool = True) -> str:
     m = run.meta
     rows = [("seed", m.seed), ("record level", m.record), ("planned", f"{m.planned_s:g} s" if m.planned_s else "until the source is exhausted"),
-            ("loop", m.loop), ("SLO", json.dumps(m.slo) if m.slo else "none"), ("CPU", f"{m.cpu_s:.2f} s" if m.cpu_s else "–")]
+            ("loop", m.loop), ("SLO", _slo_text(m.slo)), ("CPU", f"{m.cpu_s:.2f} s" if m.cpu_s else "–")]
     cells = "".join(f"<tr><td>{escape(str(k))}</td><td>{escape(str(v))}</td></tr>" for k, v in rows)
     return ("<h2>Inputs</h2>" if heading else "") + f"<table>{cells}</table>"
 
 
+def _slo_text(slo: Mapping[str, Any]) -> str:
+    """Bounds as people say them: TTFT ≤ 1 s; per class if there are some."""
+    parts = []
+    for name, bound in slo.items():
+        if isinstance(bound, Mapping):
+            parts.append(f"{name}: {_slo_text(bound)}")
+        elif name == "attainment":
+            parts.append(f"for {100 * bound:g} %")
+        else:
+            parts.append(f"{name.removesuffix('_s').upper()} ≤ {fmt(bound, 's')}")
+    return ", ".join(parts) or "none"
+
+
 def _summary(run: Run) -> str:
-    return f'<h2>Summary</h2><div class="scroll">{run.summary()._repr_html_()}</div>'
+    return f'<h2>Summary</h2><div class="scroll">{numbers(run.summary())}</div>'
 
 
 def _figures(run: Run, baseline: Run | None, heading: bool = True) -> str:
     specs = [figures.build(name, run, baseline=baseline) for name in SHOWN]
     prefix = sha1(repr((run.meta.name, run.meta.started_at, baseline is None)).encode()).hexdigest()[:8]
-    parts = [_figure(spec, f"{prefix}-{spec.name}") for spec in specs if spec.traces and not (spec.name == "tenants" and len(spec.traces) < 2)]
+    parts = [_figure(spec, f"{prefix}-{spec.name}") for spec in specs if _tells(spec)]
     return ("<h2>Figures</h2>" if heading else "") + f'<div class="grid">{"".join(parts)}</div>'
 
 
+
+def _tells(spec: FigureSpec) -> bool:
+    """Is there something to see? One tenant is no comparison, and what serves in seconds has no time per token."""
+    if spec.name == "itl":
+        return any(float(np.nanmax(t.y, initial=0.0)) > 0 for t in spec.traces)
+    return bool(spec.traces) and not (spec.name == "tenants" and len(spec.traces) < 2)
 
 
 def _figure(spec: FigureSpec, box: str) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from windtunnel.cockpit.cards import fmt
 from windtunnel.cockpit.figures.spec import FigureSpec, Trace
 from windtunnel.cockpit.figures.windowed import FEW, Windows, good_mask
 
@@ -28,11 +29,11 @@ def shares(run: Run, slo: dict[str, Any] | None) -> tuple[Windows, np.ndarray, n
 def build(run: Run, *, baseline: Run | None = None, slo: dict[str, Any] | None = None) -> FigureSpec:
     w, share, so_far = shares(run, slo)
     traces = [Trace("good share", w.starts, share, role="good"), Trace("so far", w.starts, so_far, role="other", dash="dot")]
-    text = f"{so_far[-1]:.1%} of all offered requests were good." if w.n else "No data: nothing arrived."
+    text = f"{fmt(so_far[-1], 'share')} of all offered requests were good." if w.n else "No data: nothing arrived."
     if baseline is not None:
         b, b_share, b_so_far = shares(baseline, slo)
         traces.append(Trace("good share (pinned)", b.starts, b_share, role="good", dash="dash"))
         if w.n and b.n:
-            text += f" The pinned run had {b_so_far[-1]:.1%}."
+            text += f" The pinned run had {fmt(b_so_far[-1], 'share')}."
     return FigureSpec("goodput", f"Goodput ({w.width_s:g} s windows)", "share of offered requests", tuple(traces), text, y_range=(0.0, 1.02),
                       table=pd.DataFrame({"t_s": w.starts, "good": share, "so_far": so_far}))

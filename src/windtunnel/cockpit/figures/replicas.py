@@ -39,4 +39,4 @@ def build(run: Run, *, baseline: Run | None = None, slo: dict[str, Any] | None =
         text = f"{ready.max():.0f} replicas ready throughout."
     else:
         text = f"Between {ready.min():.0f} and {ready.max():.0f} replicas ready, {ready.mean():.1f} on average."
-    return FigureSpec("replicas", "Replicas", "replicas", tuple(traces), text, table=pd.DataFrame(table))
+    return FigureSpec("replicas", "Replicas", "replicas", tuple(traces), text, counts=True, table=pd.DataFrame(table))

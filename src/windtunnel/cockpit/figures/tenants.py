@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from windtunnel.cockpit.cards import fmt
 from windtunnel.cockpit.figures.spec import FigureSpec, Trace
 from windtunnel.cockpit.figures.windowed import Windows, good_mask
 
@@ -28,6 +29,6 @@ def build(run: Run, *, baseline: Run | None = None, slo: dict[str, Any] | None =
         with np.errstate(invalid="ignore", divide="ignore"):
             traces.append(Trace(tenant, w.starts, np.where(offered > 0, got / offered, np.nan), group=i))
         table.append({"tenant": tenant, "offered": int(mine.sum()), "good_fraction": float(got.sum() / max(1, mine.sum()))})
-    text = "; ".join(f"{row['tenant']}: {row['good_fraction']:.1%} of {row['offered']:,} good" for row in table) + "."
+    text = "; ".join(f"{row['tenant']}: {fmt(row['good_fraction'], 'share')} of {row['offered']:,} good" for row in table) + "."
     return FigureSpec("tenants", f"Good share by tenant ({w.width_s:g} s windows)", "share of offered requests", tuple(traces),
                       text if table else "No data.", y_range=(0.0, 1.02), table=pd.DataFrame(table))
