@@ -116,3 +116,27 @@ def test_a_difference_without_an_interval_is_called_that_everywhere() -> None:
     assert found.line("gpu_hours").delta_pct == pytest.approx(50, abs=2)
     assert "no interval" in found.table_html() and "no interval" in repr(found)
     assert "; three costs " in found.winner and "% more GPU-hours" in found.winner
+
+
+def test_figures_and_summary_agree_on_what_is_left_out(tmp_path: Path) -> None:
+    run = Scenario.load("overload").with_({"duration_s": 40.0, "warmup_s": 10.0, "cooldown_s": 5.0}).run()
+    values = run.summary().values
+    for name, told in (("goodput", f"{100 * values['good_fraction']:.1f} % of all"), ("load", f"{values['offered']:,} requests offered")):
+        assert run.figure(name).spec.text.startswith(told), name
+    assert f"TTFT p50 {1e3 * run.metric('ttft_s.p50'):.0f} ms" in run.figure("ttft").spec.text
+    labels = [a["text"] for a in run.figure("load").spec.layout()["annotations"]]
+    assert labels == ["warm-up", "cool-down"]
+    bands = run.figure("load").spec.bands
+    assert bands[0][:2] == (0.0, pytest.approx(10, abs=0.5)) and bands[1][0] == pytest.approx(35, abs=0.5)
+    assert "warm-up to 10 s and the last 5 s" in run.report(tmp_path / "x.html").read_text("utf-8")
+    assert Scenario.load("overload").with_({"duration_s": 5.0, "warmup_s": 0.0}).run().figure("load").spec.bands == ()
+
+
+def test_a_report_of_a_stopped_run_says_so_first(tmp_path: Path) -> None:
+    flight = Scenario.load("overload").with_({"duration_s": 4000.0}).start()
+    flight.advance(0.05)
+    flight.cancel()
+    body = flight.result().report(tmp_path / "x.html").read_text("utf-8").partition("<main>")[2]
+    assert "This run was stopped at" in body and " of 4000 s: the numbers are of what had happened by then." in body
+    whole = Scenario.load("overload").with_({"duration_s": 5.0, "warmup_s": 0.0}).run()
+    assert "was stopped" not in whole.report(tmp_path / "y.html").read_text("utf-8").partition("<main>")[2]

@@ -17,6 +17,7 @@ from windtunnel.cockpit.cards import fmt, numbers
 from windtunnel.cockpit.figures.spec import FigureSpec
 from windtunnel.cockpit.planner_report import planner_section
 from windtunnel.lab.plugin_failures import failure_lines
+from windtunnel.lab.window import left_out
 
 if TYPE_CHECKING:
     from windtunnel.lab.compare import Comparison
@@ -105,13 +106,19 @@ def _head(title: str, run: Run) -> str:
 
 
 def _failing(run: Run) -> str:
-    return "".join(f'<p class="verdict bad">Planner plugin {escape(line)}.</p>' for line in failure_lines(run.meta.plugin_failures))
+    """What a reader has to know before the numbers."""
+    planned = f" of {run.meta.planned_s:g} s" if run.meta.planned_s else ""
+    told = [] if run.complete else [f"This run was stopped at {run.tables.end_s:.4g} s{planned}: the numbers are of what had happened by then."]
+    told += ["The load generator was late: latencies are worse than the engines were."] if run.degraded else []
+    told += [f"Planner plugin {line}." for line in failure_lines(run.meta.plugin_failures)]
+    return "".join(f'<p class="verdict bad">{escape(text)}</p>' for text in told)
 
 
 def _inputs(run: Run, heading: bool = True) -> str:
     m = run.meta
     rows = [("seed", m.seed), ("record level", m.record), ("planned", f"{m.planned_s:g} s" if m.planned_s else "until the source is exhausted"),
-            ("loop", m.loop), ("SLO", _slo_text(m.slo)), ("CPU", f"{m.cpu_s:.2f} s" if m.cpu_s else "–")]
+            ("loop", m.loop), ("SLO", _slo_text(m.slo)), ("left out", left_out(run) or "nothing"),
+            ("CPU", f"{m.cpu_s:.2f} s" if m.cpu_s else "–")]
     cells = "".join(f"<tr><td>{escape(str(k))}</td><td>{escape(str(v))}</td></tr>" for k, v in rows)
     return ("<h2>Inputs</h2>" if heading else "") + f"<table>{cells}</table>"
 

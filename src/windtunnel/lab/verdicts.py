@@ -78,7 +78,7 @@ def _bills(lines: Mapping[str, Sequence[Line]]) -> str:
     """Of candidates that are as good as the baseline: whose GPU-hours differ by a percent or more."""
     said = []
     for name, of in lines.items():
-        pct = next((line.delta_pct for line in of if line.metric == "gpu_hours"), None)
+        pct = next((line.delta_pct for line in of if line.metric == "gpu_hours" and line.same_source is not False), None)
         if pct is not None and abs(pct) >= 1:
             said.append(f"{name} costs {abs(pct):.0f} % {'more' if pct > 0 else 'less'} GPU-hours")
     return "; " + ", ".join(said) if said else ""

@@ -79,6 +79,9 @@ class FigureSpec:
         out["annotations"] = [
             {"xref": "paper", "x": 1, "y": y, "text": label, "showarrow": False, "xanchor": "right", "yanchor": "bottom", "font": {"size": 11}}
             for y, label in self.lines
+        ] + [
+            {"x": a, "yref": "paper", "y": 0, "text": label, "showarrow": False, "xanchor": "left", "yanchor": "bottom", "font": {"size": 10}}
+            for a, _, label in self.bands
         ]
         return out
 
