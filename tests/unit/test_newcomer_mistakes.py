@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from windtunnel import capacity
 from windtunnel.cli import run_cli
-from windtunnel.errors import PlannerConfigError
+from windtunnel.errors import ConfigValueError, PlannerConfigError
+from windtunnel.lab.capacity import search
 from windtunnel.lab.planner_plugins import Importable
 from windtunnel.lab.scenario import Scenario
 
@@ -68,3 +70,45 @@ def test_the_module_is_the_command(module: str) -> None:
     done = subprocess.run([sys.executable, "-m", module, "run", "no-such-scenario"], capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert 'no scenario "no-such-scenario"' in done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(("text", "told"), [
+    ("TIMESTAMP,ContextTokens\n", "the first line has no GeneratedTokens; the format azure begins with TIMESTAMP,ContextTokens,GeneratedTokens"),
+    ("timestamp_ms,input_tokens,output_tokens\n0,1,1\n", "the first line has no arrival_s; the format lengths begins with arrival_s,input_tokens"),
+    ("arrival_s,input_tokens,output_tokens,tenant\n", "the first line has columns too many: tenant; the format lengths"),
+    ("\ufeffarrival_s,input_tokens,output_tokens\n", "must read exactly arrival_s,input_tokens,output_tokens, with commas and no byte order mark"),
+    ("arrival_s;input_tokens;output_tokens\n", "must read exactly arrival_s,input_tokens,output_tokens, with commas"),
+    ("a,b,c\n", "unknown trace format (mooncake: "), ("größe,ü\n", "unknown trace format (mooncake: "),
+])
+def test_a_trace_that_is_nearly_of_a_format_is_told_what_is_wrong(text: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "t.csv").write_text(text + "1,2,3\n", "utf-8")
+    assert run_cli(["trace", "card", str(tmp_path / "t.csv")]) == 3
+    said = capsys.readouterr().err
+    assert told in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize(("url", "code", "told"), [
+    ("nonsense", 2, "url: expected an address such as"), ("ftp://x", 2, "url: expected an address"), ("http://127.0.0.1:99999", 2, "url: expected"),
+    ("http://127.0.0.1:9", 4, "http://127.0.0.1:9: the engine cannot be measured: ")])
+def test_calibrate_says_which_address_did_not_answer(url: str, code: int, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_cli(["calibrate", "--engine", "llamacpp", "--url", url, "--budget-s", "1"]) == code
+    said = capsys.readouterr().err
+    assert told in said and "Traceback" not in said
+    assert code == 2 or "is a llamacpp engine running there" in said
+
+
+@pytest.mark.parametrize("slo", [{"e2e_s": -5.0}, {"e2e_s": "5s"}, {"interactive": {"e2e_s": float("nan")}}, {"e2e_s": True}])
+def test_a_bound_is_a_number_above_0(slo: dict[str, object]) -> None:
+    scenario = Scenario.load("straggler")
+    run = scenario.fast().run()
+    for ask in (lambda: capacity(scenario, slo), lambda: run.summary(slo=slo)):
+        with pytest.raises(ConfigValueError, match=r"^slo\..*e2e_s: expected"):
+            ask()
+
+
+def test_a_capacity_tells_itself_in_words() -> None:
+    with pytest.raises(ConfigValueError, match="expected a Scenario, got 'straggler'"):
+        capacity("straggler", {"e2e_s": 5.0})  # type: ignore[arg-type]
+    held = repr(search(lambda rate: 1.0 if rate <= 3 else 0.5, start_rps=2.0, tolerance=0.1))
+    assert held.startswith("Capacity 3.00 rps: the most traffic found at which 90 % of the requests are good\n") and "50.0 %" in held
+    assert "at no rate that was tried" in repr(search(lambda rate: 0.0, start_rps=2.0))
