@@ -95,7 +95,8 @@ def run_cli(tokens: list[str]) -> int:
             return answer.code
         return 0
     except CycloptsError as error:
-        return _fail(command, "UsageError", _one_line(str(error)), f"see {' '.join(['windtunnel', command]).strip()} --help", "", 2)
+        known = "" if str(error).startswith("Unknown command") else command
+        return _fail(command, "UsageError", _one_line(str(error)), f"see {' '.join(['windtunnel', known]).strip()} --help", "", 2)
     except WindtunnelError as error:
         return _fail(command, type(error).__name__, error.message, error.hint, error.where, error.exit_code)
     except OSError as error:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from windtunnel import capacity
@@ -14,6 +15,7 @@ from windtunnel.errors import ConfigValueError, PlannerConfigError
 from windtunnel.lab.capacity import search
 from windtunnel.lab.planner_plugins import Importable
 from windtunnel.lab.scenario import Scenario
+from windtunnel.sources.seeding import generator
 
 
 @pytest.mark.parametrize("text", ["def x(:", "raise RuntimeError('no')", "class X:\n    def __init__(self):\n        raise SystemExit(3)"])
@@ -112,3 +114,24 @@ def test_a_capacity_tells_itself_in_words() -> None:
     held = repr(search(lambda rate: 1.0 if rate <= 3 else 0.5, start_rps=2.0, tolerance=0.1))
     assert held.startswith("Capacity 3.00 rps: the most traffic found at which 90 % of the requests are good\n") and "50.0 %" in held
     assert "at no rate that was tried" in repr(search(lambda rate: 0.0, start_rps=2.0))
+
+
+@pytest.mark.parametrize(("words", "told"), [
+    (["run", "overload", "--seed", "-1"], "seed: expected an int >= 0 and < 9223372036854775808, got -1"),
+    (["run", "overload", "--seed", str(2**63)], "seed: expected an int >= 0"), (["run", "overload", "--replication", "-1"], "replication: expected"),
+    (["sweep", "overload", "-g", "source.rate_rps=20", "--jobs", "0"], "n_jobs: expected a number of processes"),
+    (["sweep", "overload", "-g", "source.rate=20"], "grid source.rate: unknown key; write rate_rps: 20 (requests per second)"),
+    (["sweep", "overload", "-g", "source.rate_rps=.nan"], "grid source.rate_rps: expected a finite number, got nan"),
+    (["nope"], "see windtunnel --help"), (["planner", "nope"], "--help"), (["run", "overload", "--nope"], "see windtunnel run --help"),
+])
+def test_numbers_and_words_that_mean_nothing_are_one_sentence(words: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_cli(words) == 2
+    said = capsys.readouterr().err
+    assert told in said and said.count("\n") == 1, said
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, "7", True, None, 2**63])
+def test_a_seed_is_a_natural_number(seed: object) -> None:
+    with pytest.raises(ConfigValueError, match="seed: expected an int"):
+        generator(seed, "x")  # type: ignore[arg-type]
+    assert generator(np.int64(7), "x").random() == generator(7, "x").random()

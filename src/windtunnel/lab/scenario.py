@@ -148,7 +148,11 @@ class Scenario(Spec):
 
     def with_(self, changes: Mapping[str, Any]) -> Self:
         """A new, validated scenario; keys are dotted paths as in --set, values plain data."""
-        return self._checked(_applied(self._document(), changes, ""), self._base, allow_imports=True)
+        return self._changed(changes, "")
+
+    def _changed(self, changes: Mapping[str, Any], label: str) -> Self:
+        """label: what errors call the source of the changes."""
+        return self._checked(_applied(self._document(), changes, label), self._base, allow_imports=True)
 
     def variant(self, name: str) -> Self:
         """One of `compare`'s variants; "base" is the plain scenario."""
