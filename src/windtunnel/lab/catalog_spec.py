@@ -11,7 +11,7 @@ from pydantic import Field
 from windtunnel.errors import ConfigError
 from windtunnel.lab import locate
 from windtunnel.lab.kinds import Spec
-from windtunnel.lab.sentences import placed
+from windtunnel.lab.sentences import place, placed
 from windtunnel.lab.yamlfile import Document
 from windtunnel.sim.catalog import SHIPPED, Catalog
 
@@ -52,6 +52,6 @@ class CatalogSpec(Spec):
                 try:
                     find(name)
                 except ConfigError as error:
-                    error.where = doc.where(("catalog", kind, name))
-                    error.message = f"catalog.{error.message}"
+                    label, error.where = place(doc, ("catalog", kind, name))
+                    error.message = f"{label}catalog.{error.message}"
                     yield error

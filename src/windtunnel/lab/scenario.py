@@ -19,7 +19,7 @@ from windtunnel.lab.expect import ExpectSpec
 from windtunnel.lab.fleet_spec import FleetSpec
 from windtunnel.lab.kinds import Spec, spec_of
 from windtunnel.lab.schema import schema_text
-from windtunnel.lab.sentences import close_hint, explain, one_or_all, placed
+from windtunnel.lab.sentences import close_hint, explain, one_or_all, place, placed
 from windtunnel.lab.slo_spec import KnobSpec, SloSpec
 from windtunnel.lab.source_spec import SourceSpec, is_endless
 from windtunnel.lab.summary import names_of
@@ -136,8 +136,8 @@ class Scenario(Spec):
             try:
                 expected.parse(names_of(self.slo.bounds()))
             except ConfigMetricError as error:
-                error.where = doc.where(("expect", n))
-                error.message = f"expect.{n}.metric: {error.message}"
+                label, error.where = place(doc, ("expect", n, "metric"))
+                error.message = f"{label}expect.{n}.metric: {error.message}"
                 yield error
         for name, changes in self.compare.items():
             try:

@@ -134,7 +134,11 @@ def _sentence(item: dict[str, Any], path: PathKey, doc: Document, schema: Node) 
     if kind in ("union_tag_invalid", "union_tag_not_found"):
         return _kind_error(name, item, context, where)
     if kind == "value_error":
-        return ConfigValueError(name.strip(), str(context.get("error", item["msg"])), where=where)
+        text = str(context.get("error", item["msg"]))
+        if not path and (inside := _path_of(text.partition(": ")[0], doc.data)):  # of the whole scenario, about one place in it
+            label, where = place(doc, inside)
+            return ConfigValueError("", label + text, where=where)
+        return ConfigValueError(name.strip(), text, where=where)
     if kind == "finite_number":
         return ConfigValueError(name, f"expected a finite number, got {item['input']!r}", where=where)
     got = item["input"]
