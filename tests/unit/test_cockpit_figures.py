@@ -124,6 +124,12 @@ def test_figures_and_summary_agree_on_what_is_left_out(tmp_path: Path) -> None:
     for name, told in (("goodput", f"{100 * values['good_fraction']:.1f} % of all"), ("load", f"{values['offered']:,} requests offered")):
         assert run.figure(name).spec.text.startswith(told), name
     assert f"TTFT p50 {1e3 * run.metric('ttft_s.p50'):.0f} ms" in run.figure("ttft").spec.text
+    flood = Scenario.load("tenant-flood").with_({"duration_s": 15.0, "warmup_s": 5.0}).run()
+    by = flood.summary(by="tenant").by
+    assert by is not None
+    told = flood.figure("tenants").spec.text
+    assert all(f"{row.tenant}: {100 * row.good_fraction:.1f} % of {row.offered:,} good" in told for row in by.itertuples()), told
+    assert flood.figure("replicas").spec.text == "1 replica ready throughout."
     labels = [a["text"] for a in run.figure("load").spec.layout()["annotations"]]
     assert labels == ["warm-up", "cool-down"]
     bands = run.figure("load").spec.bands
