@@ -11,7 +11,7 @@ from pydantic import Field
 from windtunnel.errors import ConfigError
 from windtunnel.lab import locate
 from windtunnel.lab.kinds import Spec
-from windtunnel.lab.sentences import place, placed
+from windtunnel.lab.places import place, placed
 from windtunnel.lab.yamlfile import Document
 from windtunnel.sim.catalog import SHIPPED, Catalog
 

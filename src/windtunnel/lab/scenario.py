@@ -18,8 +18,9 @@ from windtunnel.lab.control_spec import ControlSpec, preset_part
 from windtunnel.lab.expect import ExpectSpec
 from windtunnel.lab.fleet_spec import FleetSpec
 from windtunnel.lab.kinds import Spec, spec_of
+from windtunnel.lab.places import place, placed
 from windtunnel.lab.schema import schema_text
-from windtunnel.lab.sentences import close_hint, explain, one_or_all, place, placed
+from windtunnel.lab.sentences import close_hint, explain, one_or_all
 from windtunnel.lab.slo_spec import KnobSpec, SloSpec
 from windtunnel.lab.source_spec import SourceSpec, is_endless
 from windtunnel.lab.summary import names_of

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
 
-from windtunnel.errors import ConfigError, ConfigFileError, ConfigUnknownKeyError, ConfigValueError
+from windtunnel.errors import ConfigError, ConfigUnknownKeyError, ConfigValueError
+from windtunnel.lab.places import path_of, place
 from windtunnel.lab.schema import Node, expected, keys_of, node_at
 from windtunnel.lab.yamlfile import Document, PathKey, dotted
 
@@ -61,55 +61,6 @@ def explain(error: ValidationError, doc: Document, schema: Node) -> list[ConfigE
     return sorted(found.values(), key=lambda e: _line(e.where))
 
 
-def place(doc: Document, path: PathKey) -> tuple[str, str]:
-    """(what stands before the path, what stands before the sentence): "--set " before a path, "file:line" before a sentence."""
-    mark = doc.where(path)
-    return ("", mark) if ":" in mark or not mark else (f"{mark} ", "")
-
-
-@contextlib.contextmanager
-def placed(doc: Document) -> Iterator[None]:
-    """A ConfigError that begins with a dotted path of the document, and has no place yet, gets its file and line."""
-    try:
-        yield
-    except ConfigError as error:
-        path = _path_of(error.message.partition(": ")[0], doc.data)
-        if not path and isinstance(error, ConfigFileError) and error.file:
-            path = next(_holders(doc.data, error.file, ()), ())
-            error.message = f"{dotted(path)}: {error.message}" if path else error.message
-        if path and not error.where:
-            label, error.where = place(doc, path)
-            error.message = label + error.message
-        raise
-
-
-def _holders(node: Any, text: str, path: PathKey) -> Iterator[PathKey]:
-    """Where in the data this text stands."""
-    if node == text:
-        yield path
-    for key, value in node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ():
-        yield from _holders(value, text, (*path, key))
-
-
-def _path_of(text: str, data: Any) -> PathKey:
-    """The keys of a dotted path as far as the data has them; in a list of plugins also by id. () if it has none."""
-    out: list[str | int] = []
-    for word in text.split("."):
-        if isinstance(data, list):
-            ids = [entry.get("plugin_id") if isinstance(entry, Mapping) else None for entry in data]
-            index = int(word) if word.isdecimal() else ids.index(word) if word in ids else len(data)
-            if index >= len(data):
-                break
-            out.append(index)
-            data = data[index]
-        elif isinstance(data, Mapping) and word in data:
-            out.append(word)
-            data = data[word]
-        else:
-            break
-    return tuple(out)
-
-
 def _line(where: str) -> int:
     tail = where.rsplit(":", 1)[-1]
     return int(tail) if tail.isdecimal() else 0
@@ -135,7 +86,7 @@ def _sentence(item: dict[str, Any], path: PathKey, doc: Document, schema: Node) 
         return _kind_error(name, item, context, where)
     if kind == "value_error":
         text = str(context.get("error", item["msg"]))
-        if not path and (inside := _path_of(text.partition(": ")[0], doc.data)):  # of the whole scenario, about one place in it
+        if not path and (inside := path_of(text.partition(": ")[0], doc.data)):  # of the whole scenario, about one place in it
             label, where = place(doc, inside)
             return ConfigValueError("", label + text, where=where)
         return ConfigValueError(name.strip(), text, where=where)
@@ -196,9 +147,9 @@ def _meant_place(path: PathKey, data: Any, schema: Node, known: Sequence[str]) -
         return ""
     inside = [(*above, k) for k in known]
     outside = [tuple(above[:n]) for n in range(len(above) - 1, -1, -1)]
-    for place in (*inside, *outside):
-        if key in keys_of(node_at(schema, place, data)):
-            return f"it belongs to {dotted(place)}" if place else "it belongs to the top of the file"
+    for home in (*inside, *outside):
+        if key in keys_of(node_at(schema, home, data)):
+            return f"it belongs to {dotted(home)}" if home else "it belongs to the top of the file"
     return ""
 
 
