@@ -98,7 +98,8 @@ def run_cli(tokens: list[str]) -> int:
             return answer.code
         return 0
     except CycloptsError as error:
-        return _fail(command, "UsageError", _one_line(str(error)), f"see {' '.join(['windtunnel', command]).strip()} --help", "", 2)
+        known = "" if str(error).startswith("Unknown command") else command
+        return _fail(command, "UsageError", _one_line(str(error)), f"see {' '.join(['windtunnel', known]).strip()} --help", "", 2)
     except WindtunnelError as error:
         return _fail(command, type(error).__name__, error.message, error.hint, error.where, error.exit_code)
     except OSError as error:
@@ -196,3 +197,9 @@ def _one_line(text: str) -> str:
 def say(text: str) -> None:
     """A line for a person, on stderr."""
     print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":  # as `python -m windtunnel.cli`: the commands register at the module of that name, not at this copy
+    from windtunnel.cli import main as command
+
+    command()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from windtunnel.cli import Answer, app
+from windtunnel.lab.destination import check_file
 
 SHOWN = {"ttft_s": ("TTFT", "ms", 1e3), "tpot_s": ("TPOT", "ms", 1e3), "tokens_per_s": ("throughput", "tok/s", 1.0)}
 Engine = Literal["llamacpp", "openai", "vllm"]
@@ -32,6 +33,9 @@ def calibrate(*, engine: Engine, url: str, model: str = "", slots: int | None = 
         out: File for the profile; a pool names it: profile: {kind: measured, path: FILE}.
     """
     from windtunnel.lab.calibrate.running import calibrate as measure
+
+    if out is not None:
+        check_file(out)
 
     def tell(text: str) -> None:
         if sys.stderr.isatty():

@@ -10,6 +10,7 @@ from cyclopts import App, Parameter
 
 from windtunnel.cli import INTERRUPTED, TERMINATED, Answer, app
 from windtunnel.cli_run import Sets, load, run_dict
+from windtunnel.lab.destination import check_run
 
 Mode = Literal["shadow", "dry_run", "armed"]
 CapTexts = Annotated[tuple[str, ...], Parameter(name="--cap", help="Bound, e.g. max_in_flight=8; repeatable.", show_default=False)]
@@ -41,6 +42,8 @@ def drive(scenario: str, /, *, fleet: Path, mode: Mode = "dry_run", arm: str | N
     from windtunnel.lab.worlds import Live
     from windtunnel.live.fleet import LiveFleet
 
+    if out is not None:
+        check_run(out, overwrite=False)
     chosen, engines = load(scenario, set_, variant), LiveFleet.load(fleet)
     seed = chosen.seed if seed is None else seed
     world = Live(engines, mode=mode, phrase=arm, caps=caps(cap), scaling=scaling, seed=seed)

@@ -72,8 +72,10 @@ def planner_audit(directory: Path, file: Path, /) -> Answer:
 
 def _source(what: str, set_: tuple[str, ...], variant: str | None, seed: int | None, allow_imports: bool) -> tuple[Run | Path, int]:
     """What the decisions are read from, and the exit code of a signal that came while it flew."""
+    from windtunnel.lab.planner_log import is_record
+
     path = Path(what)
-    if path.is_dir() or path.suffix == ".jsonl":
+    if path.is_dir() or path.suffix == ".jsonl" or is_record(path):
         _only_for_scenarios(set_=set_, variant=variant, seed=seed)
         if not path.exists():
             raise RunCorruptError("there is no such file", where=what)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import time
+from collections.abc import Container, Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -13,6 +14,8 @@ from cyclopts import Parameter
 
 from windtunnel.cli import INTERRUPTED, TERMINATED, Answer, app, options, say
 from windtunnel.errors import ConfigError
+from windtunnel.lab.destination import check_file, check_run
+from windtunnel.policy.param import check_number
 
 if TYPE_CHECKING:
     from windtunnel.lab.run import Run
@@ -50,6 +53,10 @@ def run(scenario: str, /, *, set_: Sets = (), variant: str | None = None, seed: 
     chosen = load(scenario, set_, variant, allow_imports)
     if check and not chosen.expect:
         raise ConfigError(f"{chosen.name} expects nothing that --check could evaluate", hint="write expect: in the scenario")
+    if out is not None:
+        check_run(out, overwrite=overwrite)
+    if report is not None:
+        check_file(report)
     flight = chosen.start(seed=seed, replication=replication, record=record, check=conserve)
     stopped = fly(flight, chosen.duration_s)
     made = flight.result()
@@ -80,42 +87,42 @@ def compare(*runs: str, set_: Sets = (), replications: int = 1, seed: int | None
         runs: Scenarios, `file@variant`, or directories of saved runs. One scenario alone means it and all its variants.
         replications: Repetitions of each scenario, with common random numbers.
         seed: Instead of the scenarios' seeds.
-        out: Directory that the first run of each side is saved under.
+        out: Directory that the first run of each side is saved under, in place of the runs there.
         report: HTML file with the table and the figures of both sides.
     """
     from windtunnel.lab.compare import compare as compared
+    from windtunnel.lab.scenario import Scenario
 
     if not runs:
         raise ConfigError("compare needs something to compare", hint="windtunnel compare a.yaml a.yaml@six")
+    check_number("--replications", replications, lo=1, whole=True)
+    chosen = _sides(runs, set_)
+    folders = {} if out is None else _folders(out, chosen)
+    for folder in folders.values():
+        check_run(folder, overwrite=True)
+    if report is not None:
+        check_file(report)
     sides: dict[str, list[Run]] = {}
-    for what in _expanded(runs, set_):
-        label, made = what if isinstance(what, tuple) else (what, _saved(what))
-        if isinstance(made, list):
-            sides[label] = made
+    for label, made in chosen.items():
+        if not isinstance(made, Scenario):
+            sides[label] = [made]
             continue
-        flown = []
+        sides[label] = []
         for r in range(replications):
             flight = made.start(seed=seed, replication=r)
             code = fly(flight, made.duration_s, f"{label}: ")
             if code:
                 return Answer({"interrupted": label}, f"interrupted while {label} flew; nothing was compared", code)
-            flown.append(flight.result())
-        sides[_free(label, sides)] = flown
+            sides[label].append(flight.result())
     comparison = compared(sides)
     result, text = comparison.to_dict(), repr(comparison)
     if out is not None:
-        saved = {label: str(made[0].save(out / _file_name(label), overwrite=True)) for label, made in sides.items()}
-        result["saved"] = saved
+        result["saved"] = saved = {label: str(sides[label][0].save(folder, overwrite=True)) for label, folder in folders.items()}
         text += "".join(f"\nsaved   {path}" for path in saved.values())
     if report is not None:
         result["report"] = str(comparison.report(report))
         text += f"\nreport  {report}"
     return Answer(result, text)
-
-
-def _file_name(label: str) -> str:
-    """A label as the name of a folder."""
-    return "".join(c if c.isalnum() or c in "-_." else "-" for c in Path(label).name)
 
 
 @app.command
@@ -224,34 +231,39 @@ def run_dict(made: Run) -> dict[str, Any]:
     """A run as plain data: summary, seed, provenance, CPU seconds."""
     meta = made.meta
     return {"summary": made.summary().to_dict(), "cpu_s": meta.cpu_s, "wall_s": meta.wall_s, "provenance": meta.provenance,
-            "seed": meta.seed, "replication": meta.replication, "name": meta.name, "complete": meta.complete}
+            "seed": meta.seed, "replication": meta.replication, "name": meta.name, "complete": meta.complete,
+            "plugin_failures": {plugin_id: list(counts) for plugin_id, counts in meta.plugin_failures.items()}}
 
 
-def _saved(directory: str) -> Any:
+def _sides(runs: tuple[str, ...], set_: tuple[str, ...]) -> dict[str, Scenario | Run]:
+    """Label → scenario or saved run; one scenario alone stands for itself and its variants. Raises ConfigError for fewer than two."""
     from windtunnel.lab.run import Run
+    from windtunnel.lab.scenario import Scenario, variants
 
-    return [Run.load(directory)]
-
-
-def _expanded(runs: tuple[str, ...], set_: tuple[str, ...]) -> list[Any]:
-    """(label, Scenario) for scenarios, the plain text for run directories."""
-    from windtunnel.lab.scenario import variants
-
-    out: list[Any] = []
-    for what in runs:
-        if Path(what).is_dir():
-            out.append(what)
-        else:
-            out.append((what, load(what, set_)))
-    if len(out) == 1 and isinstance(out[0], tuple):
-        return list(variants(out[0][1]))
+    found: list[tuple[str, Scenario | Run]] = [(what, Run.load(what) if Path(what).is_dir() else load(what, set_)) for what in runs]
+    if len(found) == 1 and isinstance(found[0][1], Scenario):
+        found = list(variants(found[0][1]))
+    if len(found) < 2:
+        raise ConfigError(f"{runs[0]} has nothing to be compared with", hint="name a second scenario or run, or a scenario with variants")
+    out: dict[str, Scenario | Run] = {}
+    for label, made in found:
+        out[_free(label, out)] = made
     return out
 
 
-def _free(label: str, taken: dict[str, Any]) -> str:
+def _folders(out: Path, labels: Iterable[str]) -> dict[str, Path]:
+    """Label → a folder of its own below `out`."""
+    taken: dict[str, str] = {}
+    for label in labels:
+        name = "".join(c if c.isalnum() or c in "-_." else "-" for c in Path(label).name)
+        taken[_free(name, taken, "-")] = label
+    return {label: out / name for name, label in taken.items()}
+
+
+def _free(label: str, taken: Container[str], sign: str = " #") -> str:
     """The label, numbered if it stands for something already."""
     n = 2
     name = label
     while name in taken:
-        name, n = f"{label} #{n}", n + 1
+        name, n = f"{label}{sign}{n}", n + 1
     return name

@@ -10,6 +10,7 @@ from cyclopts import Parameter
 from windtunnel.cli import Answer, app, options, say
 from windtunnel.cli_run import Sets, load
 from windtunnel.errors import ConfigError
+from windtunnel.lab.destination import check_file
 
 Grid = Annotated[tuple[str, ...], Parameter(name=("--grid", "-g"), help="path=v1,v2,…; repeatable, the last fastest.", show_default=False)]
 
@@ -31,6 +32,8 @@ def sweep(scenario: str, /, *, grid: Grid = (), set_: Sets = (), variant: str | 
     from windtunnel.lab.scenario import changes_of
     from windtunnel.lab.sweep import sweep as swept
 
+    if csv is not None:
+        check_file(csv)
     axes: dict[str, list[Any]] = {}
     for text in grid:
         path, sign, values = text.partition("=")
@@ -47,6 +50,7 @@ def sweep(scenario: str, /, *, grid: Grid = (), set_: Sets = (), variant: str | 
     made = swept(load(scenario, set_, variant), axes, replications=replications, n_jobs=jobs, progress=tell)
     result: dict[str, Any] = {"points": [dict(p) for p in made.points], "table": made.table.to_dict("records")}
     if csv is not None:
+        csv.parent.mkdir(parents=True, exist_ok=True)
         made.table.to_csv(csv, index=False)
         result["saved"] = str(csv)
     return Answer(result, repr(made))

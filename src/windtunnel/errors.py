@@ -76,7 +76,9 @@ class ConfigUnknownKeyError(ConfigError):
 
 
 class ConfigFileError(ConfigError):
-    """A file that cannot be found or read."""
+    """A file that cannot be found or read. file: as it is named in a scenario, or ""."""
+
+    file = ""
 
 
 class ConfigImportError(ConfigError):

@@ -105,7 +105,7 @@ def test_PL_301_the_simulator_refuses_async_plugins() -> None:
         made._attach(Attached(Registration("late", Stage.CONSTRAIN), AsyncFloor()))
         return made
 
-    with pytest.raises((PlannerConfigError, PolicyError), match="late: a simulated world can ask plain in-process plugins only"):
+    with pytest.raises((PlannerConfigError, PolicyError), match="late is async or in another process"):
         flown(planner, 20.0)
 
 

@@ -14,6 +14,7 @@ from windtunnel.lab import bootstrap, columns, stats, tables
 from windtunnel.lab.compare import Runs, compare, direction, replicate
 from windtunnel.lab.run import Run, RunMeta
 from windtunnel.lab.tables import Tables
+from windtunnel.lab.verdicts import SAME, Line, text_line
 
 BASE, CANDIDATE = [0.94, 0.91, 0.95, 0.93, 0.92], [0.97, 0.95, 0.97, 0.96, 0.96]
 
@@ -279,3 +280,15 @@ def test_same_arrivals() -> None:
     a, b = run_of("a", np.full(10, 0.5)), run_of("b", np.full(10, 0.9))
     assert bootstrap.same_arrivals(a, b)
     assert not bootstrap.same_arrivals(a, run_of("c", np.full(11, 0.5)))
+
+
+def test_no_verdict_is_cut_off_and_the_last_digit_of_a_sum_is_no_difference() -> None:
+    same = Line("ttft_s.p50", 0.0171, 0.0171, 0.0, 0.0, -0.000245, 0.000227, 1, "one_seed", True, SAME)
+    tiny = Line("tpot_s.p99", 0.00752, 0.00750, -0.0000193, -0.3, -0.0000802, 0.0, 1, "one_seed", True, SAME)
+    for line in (same, tiny):
+        text = text_line(line)
+        assert text.endswith("no difference") and len(text) <= 100, text
+    assert "-2.4e-04 … 2.3e-04" in text_line(same) and "-1.9e-05" in text_line(tiny)
+    values = np.full(100, 0.5)
+    a, b = run_of("a", values), run_of("b", values * (1 + 1e-15))
+    assert compare([a, b]).line("ttft_s.p50").delta == 0.0

@@ -72,7 +72,7 @@ def test_SN_1_expectations_do_not_change_the_digest() -> None:
     ('{metric: good_fraction, op: "=>", value: 1}', r"expect\.0\.op"), ('{metric: good_fraction, op: ">="}', r"expect\.0\.value: missing"),
     ('{metric: good_fraction, op: ">=", value: 1, window: [5, 5]}', "is empty"),
     ('{metric: "good_fraction[t=0..5]", op: ">=", value: 1, window: [5, 6]}', "both in the metric and beside"),
-    ('{metric: good_fraction, op: ">=", value: 1, tol: -1}', "tol"), ('{metric: good_fraction, op: ">=", value: .nan}', "expected a number")])
+    ('{metric: good_fraction, op: ">=", value: 1, tol: -1}', "tol"), ('{metric: good_fraction, op: ">=", value: .nan}', "expected a finite number")])
 def test_SN_1_wrong_expectations_are_refused_when_the_file_is_read(tmp_path: Path, line: str, says: str) -> None:
     path = tmp_path / "wrong.yaml"
     path.write_text(TEXT.replace('{metric: good_fraction, op: ">=", value: 0.99}', line), "utf-8")

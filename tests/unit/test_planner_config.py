@@ -122,7 +122,7 @@ def test_PL_902_loops_by_target(target: Any, on: tuple[bool, bool]) -> None:
     ({"pools": AGG, "plugins": {"in_process": [entry(stage="guess")]}}, "planner.plugins.in_process.0.stage"),
     ({"pools": AGG, "target": "load"}, "planner.load.decode_up"),
     ({"pools": AGG, "load": {"decode_up": 0.5, "decode_down": 0.5}}, "planner.load.decode_down"),
-    ({"pools": AGG, "mode": "disagg"}, "planner.pools.prefill"),
+    ({"pools": AGG, "mode": "disagg"}, "planner.pools.agg"),
     ({"pools": {"prefill": {"component": "x"}, "decode": {"component": "x"}}, "mode": "disagg"}, "planner.pools"),
     ({"pools": AGG, "budget": {"power_w": 100}}, "planner.pools.agg.watts_per_replica"),
     ({"pools": AGG, "registry": {"enabled": True}}, "planner.registry.listen"),

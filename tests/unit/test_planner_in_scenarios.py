@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -146,7 +147,7 @@ def test_PL_904_plugins_of_other_modules_need_consent() -> None:
 
 def test_PL_904_a_plugin_that_cannot_be_made_is_named() -> None:
     scenario = loaded("plugins: {in_process: [{module: windtunnel.nowhere, class: X, plugin_id: a, stage: propose}]}")
-    with pytest.raises(PlannerConfigError, match=r"^control\.planner\.plugins\.in_process\.a: cannot make"):
+    with pytest.raises(PlannerConfigError, match=r"^<text>:10: control\.planner\.plugins\.in_process\.0: cannot make"):
         scenario.build_control()
 
 
@@ -165,3 +166,17 @@ def test_PL_T12_a_scenarios_log_replays_with_its_planner() -> None:
     notes = run.notes[run.notes.stream == "planner"]
     assert {"plan", "tick_finished", "pulled"} <= set(notes.kind)
     assert notes[notes.kind == "plan"].reason.notna().all()
+
+
+class AsyncFloor(AtLeast):
+    async def constrain(self, request: Any) -> StageResponse:  # type: ignore[override]
+        return super().constrain(request)
+
+
+def test_an_async_plugin_is_refused_before_a_simulation_begins() -> None:
+    entry = {"plugin_id": "slow", "stage": "constrain", "module": __name__, "class": "AsyncFloor", "kwargs": {"n": 3}}
+    scenario = Scenario.load(TEXT.replace("REST", f"plugins: {{in_process: [{json.dumps(entry)}]}}"), allow_imports=True)
+    with pytest.raises(PlannerConfigError) as e:
+        scenario.start()
+    assert str(e.value).startswith("<text>:10: control.planner.plugins.in_process.0: ")
+    assert "AsyncFloor.constrain is async" in str(e.value) and "write a plain method" in str(e.value)

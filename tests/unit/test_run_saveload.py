@@ -181,7 +181,7 @@ def test_CR_40_what_is_not_a_run_is_never_replaced(tmp_path: Path) -> None:
             run.save(mine, overwrite=overwrite)
     assert (mine / "thesis.tex").read_text() == "precious"
     where = run.save(tmp_path / "run")
-    with pytest.raises(ConfigFileError, match="overwrite=True replaces it"):
+    with pytest.raises(ConfigFileError, match=r"overwrite=True\) replaces it"):
         run.save(where)
     flown(n=20).save(where, overwrite=True)
     assert len(Run.load(where).requests) == 20

@@ -75,6 +75,24 @@ def test_loads_with_defaults(file: Path) -> None:
     ("slo.ttft_ms=500", "--set slo.ttft_ms: unknown key; write ttft_s: 0.5 (seconds)"),
     ("duration_s=10m", '--set duration_s: expected a number > 0, got "10m"; write duration_s: 600 (seconds)'),
     ("duration_s=1e400", "--set duration_s: expected a finite number, got inf"),
+    ("duration_s=.inf", "--set duration_s: expected a finite number, got inf"),
+    ("source.rate_rps=-.inf", "--set source.rate_rps: expected a finite number, got -inf"),
+    ("fleet.pools.chat.replicas=.nan", "--set fleet.pools.chat.replicas: expected an int >= 0, got nan"),
+    ("source.duration_s=9", "--set source.duration_s: unknown key; it belongs to the top of the file"),
+    ("control.limit={kind: aimd}", "--set control.limit: unknown key; it belongs to control.admission"),
+    ("fleet.pools.chat.max_num_seqs=4", "--set fleet.pools.chat.max_num_seqs: unknown key; it belongs to fleet.pools.chat.engine"),
+    ("control.admission.queue.kind=fair", "--set control.admission.queue: unknown key; it belongs to control"),
+    ("control.queue=fair", '--set control.queue: expected a mapping, got "fair"; write {kind: fair}'),
+    ("control.planner=rate", '--set control.planner: expected a mapping, got "rate"; write {kind: rate}'),
+    ("control.planner={kind: pipeline, pools: {chat: {boot_s: 3}}}", "unknown role; expected agg, prefill or decode; write agg: {component: chat"),
+    ("control.planner={kind: pipeline, pools: {nobody: {}}}", "control.planner.pools.nobody: unknown role; expected agg, prefill or decode"),
+    ("control.planner={kind: pipeline, pools: {prefill: {}}}", "control.planner.pools.prefill: mode agg has no role prefill"),
+    ("source.input_tokens={kind: table}", '--set source.input_tokens.kind: unknown kind "table"; known: const, uniform'),
+    ("fleet.pools.chat.kind=x", "--set fleet.pools.chat.kind: unknown key"),
+    ("catalog.files=[{path: gone.yaml}]", '--set catalog.files.0.path: no file "gone.yaml"; looked for'),
+    ("expect=[{metric: goodput, op: '>', value: 1}]", '--set expect.0.metric: metric "goodput": unknown name'),
+    ("catalog.models={Foo: {params: 3}}", "--set catalog.models.Foo."),
+    ("faults=[{kind: crash, at_s: 5, pool: nope}]", '--set faults.0.pool: no pool "nope"; there are chat'),
     ("fleet.pools.*.tp=0", "--set fleet.pools.chat.tp: expected an int >= 1 and <= 64, got 0"),
     ("fleet.pools.chat.replicas=true", "--set fleet.pools.chat.replicas: expected an int >= 0, got true"),
     ("fleet.pools.chat.replicas=1.0", "--set fleet.pools.chat.replicas: expected an int >= 0, got 1.0"),
@@ -111,6 +129,50 @@ def test_CS_30_errors_are_collected_with_lines(file: Path) -> None:
     assert told == ['s.yaml:4: sed: unknown key; did you mean "seed"?', "s.yaml:7: fleet.pools.chat.gpu: expected text, got 5",
                     's.yaml:15: control.tenants.acme.wieght: unknown key; did you mean "weight"?']
     assert e.value._render_traceback_()[0].startswith("ScenarioErrors: 3 errors")
+
+
+def test_CS_30_a_number_that_is_none_is_one_error(file: Path) -> None:
+    for override in ("source.rate_rps=.nan", "source.input_tokens=.inf", "source.input_tokens={kind: table}", "fleet.pools.chat.kind=x"):
+        assert "errors" not in sentence(file, override), override
+
+
+@pytest.mark.parametrize(("old", "new", "said"), [
+    ("kind: arrivals\n  rate_rps: 5\n  input_tokens: {kind: lognormal, mean: 500, cv: 1.0}\n  output_tokens: 100",
+     "kind: trace\n  path: gone.csv", 's.yaml:11: source.path: no file "gone.csv"; looked for'),
+    ("tp: 1", "tp: 3", "s.yaml:7: fleet.pools.chat: 32 attention heads cannot be split over tp 3"),
+    ("tp: 1", "role: prefill", "s.yaml:6: fleet.pools: Llama-3.1-8B has no pool of role decode"),
+    ("tp: 1", "profile: {kind: measured, path: gone.yaml}", 's.yaml:7: fleet.pools.chat.profile.path: no file "gone.yaml"'),
+    ("slo:", "  routing: {kind: pairs}\nslo:", "s.yaml:18: control.routing: pairs need a pool of role prefill"),
+    ("slo:", "  planner: {kind: rate, pool: nobody}\nslo:", "s.yaml:18: control.planner.pool: expected one of chat, got 'nobody'"),
+    ("slo:", "  planner:\n    kind: pipeline\n    plugins:\n      external:\n"
+             "      - {plugin_id: far, stage: propose, endpoint: 'grpc://h:1'}\nslo:",
+     "s.yaml:22: control.planner.plugins.external.0: far is in another process, which a simulated world does not call; give it stand_in"),
+    ("slo:", "  planner:\n    kind: pipeline\n    mode: disagg\nslo:", "s.yaml:18: control.planner.pools.prefill: expected one pool of role"),
+])
+def test_CS_30_what_is_found_while_building_has_its_line_too(file: Path, old: str, new: str, said: str) -> None:
+    text = TEXT.replace("replicas: 4,", "tp: 1, replicas: 4,")
+    assert old in text
+    file.write_text(text.replace(old, new, 1), "utf-8")
+    scenario = Scenario.load(file)
+    for made in (scenario, scenario.with_({"seed": 8}), scenario.variant("six")):
+        with pytest.raises(ConfigError) as e:
+            made.start()
+        assert said in str(e.value)
+
+
+def test_a_plugins_arguments_are_no_data_files(file: Path) -> None:
+    entry = {"plugin_id": "x", "stage": "propose", "module": "windtunnel.policy.planning.load", "class": "Load", "kwargs": {"path": "/nowhere"}}
+    scenario = Scenario.load(file).with_({"control.planner": {"kind": "pipeline", "plugins": {"in_process": [entry]}}})
+    assert len(scenario.digest) == 64
+
+
+def test_the_digest_covers_the_file_of_a_law(file: Path) -> None:
+    law = file.parent / "lengths.csv"
+    digests = []
+    for text in ("1\n2\n", "1\n3\n"):
+        law.write_text(text, "utf-8")
+        digests.append(Scenario.load(file, overrides=["source.input_tokens={kind: empirical, file: lengths.csv}"]).digest)
+    assert digests[0] != digests[1]
 
 
 def test_CS_30_the_first_twenty_are_shown_and_all_counted(file: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from math import inf, isnan
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,21 @@ from windtunnel.lab.yamlfile import MAX_BYTES, dotted, dump_yaml, parse_yaml, re
 @pytest.mark.parametrize(("text", "value"), [
     ("no", "no"), ("on", "on"), ("yes", "yes"), ("True", "True"), ("true", True), ("false", False), ("1e3", 1000.0), ("10:30", "10:30"),
     ("-3", -3), ("+4", 4), ("0x10", 16), ("0o17", 15), ("010", 10), (".5", 0.5), ("5.", 5.0), ("1_000", "1_000"), ("", None), ("~", None),
-    ("null", None), ("'1'", "1"), ('"true"', "true"), (".inf", ".inf"), (".nan", ".nan"), ("2026-11-01", "2026-11-01"), ("=", "="),
+    ("null", None), ("'1'", "1"), ('"true"', "true"), (".inf", inf), ("-.Inf", -inf), ("+.INF", inf), (".infinity", ".infinity"), ("inf", "inf"),
+    ("nan", "nan"), ("'.inf'", ".inf"),
+    ("2026-11-01", "2026-11-01"), ("=", "="),
 ])
 def test_CS_10_core_scalars(text: str, value: Any) -> None:
     got = parse_yaml(f"a: {text}").data["a"]
     assert got == value
     assert type(got) is type(value)
+
+
+@pytest.mark.parametrize("text", [".nan", ".NaN", ".NAN"])
+def test_CS_10_no_number_is_a_number_too(text: str) -> None:
+    got = parse_yaml(f"a: {text}").data["a"]
+    assert isinstance(got, float) and isnan(got)
+    assert dump_yaml({"a": got}) == "{a: .nan}\n"
 
 
 def test_CS_10_keys_stay_text() -> None:
@@ -89,8 +99,9 @@ def test_CS_10_json_is_accepted(tmp_path: Path) -> None:
     assert read_yaml(path).data == data
 
 
-TRICKY = ["no", "1e3", "10:30", "0o7", "~", "true", "# x", ": y", "- z", "&a", "*a", "!t", "<<", "=", "2026-11-01", " x ", "1_0"]
-numbers = st.integers(-2**63, 2**63) | st.floats(allow_nan=False, allow_infinity=False)
+TRICKY = [".inf", "-.INF", ".nan", "no", "1e3", "10:30", "0o7", "~", "true", "# x", ": y", "- z", "&a", "*a", "!t", "<<", "=", "2026-11-01", " x ",
+          "1_0"]
+numbers = st.integers(-2**63, 2**63) | st.floats(allow_nan=False)
 leaves = st.none() | st.booleans() | numbers | st.text(max_size=12) | st.sampled_from(TRICKY)
 keys = st.text(max_size=6).filter(lambda k: k != "<<")
 plain = st.recursive(leaves, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=3), max_leaves=8)

@@ -10,6 +10,7 @@ import ipywidgets as w
 
 from windtunnel.cockpit import figures
 from windtunnel.cockpit.badge import badge
+from windtunnel.cockpit.cards import fmt
 from windtunnel.cockpit.controls import knobs_of, slider
 from windtunnel.cockpit.jobs import LatestWins
 from windtunnel.cockpit.plot import Plot, PlotLoader, publish
@@ -142,7 +143,7 @@ class Cockpit:
         jobs = self._jobs
         if state == "done" and self.run is not None:
             values = self.run.summary().values
-            note = f"{values['good_fraction'] or 0:.1%} good of {values['offered']:,}"
+            note = f"{fmt(values['good_fraction'] or 0, 'share')} good of {values['offered']:,}"
         self._status.value = (
             f'<span class="wt-status" role="status" data-state="{state}" data-run="{self._rev}" data-seen="{jobs.seen}" '
             f'data-started="{jobs.started}" data-finished="{jobs.finished}">{state}{": " + note if note else ""}</span>'

@@ -15,6 +15,8 @@ import pandas as pd
 
 from windtunnel.cockpit.badge import badge
 from windtunnel.cockpit.svg import sparkline
+from windtunnel.lab.plugin_failures import failure_lines
+from windtunnel.lab.verdicts import word_of
 
 if TYPE_CHECKING:
     from windtunnel.lab.compare import Comparison, Line
@@ -100,9 +102,10 @@ def run_card(run: Run) -> str:
     words = [w for w, so in (("INCOMPLETE", not run.complete), ("DEGRADED", run.degraded)) if so]
     values = run.summary().values
     facts = [f"{fmt(values['window_s'], 's')}", f"{values['offered']:,} requests", f"seed {run.seed}", *words]
-    foot = f"<p>timing: {escape(run.provenance)}</p>" if run.provenance else ""
+    foot = "".join(f'<p style="color:#a33">planner plugin {escape(line)}</p>' for line in failure_lines(run.meta.plugin_failures))
+    foot += f"<p>timing: {escape(run.provenance)}</p>" if run.provenance else ""
     return (f'<div style="font-family:sans-serif">{badge(mode)} <b>{escape(run.id)}</b> <span>{escape(" · ".join(facts))}</span>'
-            f"{_numbers(run.summary())}{_sparks(run)}{foot}{_next(run)}</div>")
+            f"{numbers(run.summary())}{_sparks(run)}{foot}{_next(run)}</div>")
 
 
 def summary_card(summary: Summary) -> str:
@@ -112,7 +115,7 @@ def summary_card(summary: Summary) -> str:
         wanted = [summary.by.columns[0], "offered", "good_fraction", "goodput_rps", "ttft_s.p50", "ttft_s.p99", "tpot_s.p99", "output_tps"]
         cells = [[_any(row[c], c) for c in wanted] for _, row in summary.by.head(ROWS).iterrows()]
         groups = table([str(c) for c in wanted], cells, f"by {summary.by.columns[0]}")
-    return f'<div style="font-family:sans-serif">{_numbers(summary)}{groups}{_next(summary)}</div>'
+    return f'<div style="font-family:sans-serif">{numbers(summary)}{groups}{_next(summary)}</div>'
 
 
 def comparison_card(comparison: Comparison) -> str:
@@ -136,10 +139,10 @@ def _line(line: Line) -> list[str]:
     pct = "–" if line.delta_pct is None else f"{line.delta_pct:+.1f}"
     arrow = {"better": "▲ ", "worse": "▼ "}.get(line.verdict, "")
     values = [fmt(v, unit) for v in (line.baseline, line.candidate, line.delta)]
-    return [line.metric, *values, pct, interval, str(line.n), line.method, arrow + line.verdict]
+    return [line.metric, *values, pct, interval, str(line.n), line.method, arrow + word_of(line)]
 
 
-def _numbers(summary: Summary) -> str:
+def numbers(summary: Summary) -> str:
     """Load, latencies and cost as a table; n beside every statistic."""
     v = summary.values
     load = [["offered", fmt(v["offered"]), fmt(v["offered_rps"], "rps")],
@@ -153,6 +156,8 @@ def _numbers(summary: Summary) -> str:
     rows = []
     for name in ("ttft_s", "tpot_s", "e2e_s", "control_queue_s"):
         s: dict[Any, Any] = stats.loc[name].to_dict()
+        if name == "tpot_s" and not (s["max"] or 0) > 0:
+            continue  # what serves in seconds has no time per token
         n = int(s["n"])
         star = "*" if 0 < n < 100 else ""
         met = v.get(f"slo_attainment.{name}")

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import sha1
 from html import escape
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from windtunnel.cockpit import figures, html_parts, palette
 from windtunnel.cockpit.badge import badge
+from windtunnel.cockpit.cards import fmt, numbers
 from windtunnel.cockpit.figures.spec import FigureSpec
 from windtunnel.cockpit.planner_report import planner_section
+from windtunnel.lab.plugin_failures import failure_lines
+from windtunnel.lab.window import left_out
 
 if TYPE_CHECKING:
     from windtunnel.lab.compare import Comparison
@@ -25,6 +29,7 @@ STYLE = f"""
 body {{ font: 15px/1.5 system-ui, sans-serif; color: var(--ink); max-width: 1080px; margin: 0 auto; padding: 24px; background: #fff; }}
 h1 {{ font-size: 26px; margin: 8px 0; }} h2 {{ font-size: 19px; margin: 36px 0 8px; border-bottom: 1px solid var(--rule); padding-bottom: 4px; }}
 .verdict {{ font-size: 18px; background: var(--soft); border-left: 4px solid #0072B2; padding: 10px 14px; margin: 16px 0; }}
+.bad {{ border-left-color: #a33; font-size: 15px; }}
 table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; margin: 8px 0; max-width: 100%; }}
 caption {{ text-align: left; font-size: 13px; padding-bottom: 4px; }}
 th, td {{ padding: 4px 12px; border-bottom: 1px solid var(--rule); text-align: right; }}
@@ -51,7 +56,7 @@ def run_report(run: Run, path: str | Path, *, baseline: Run | None = None, plann
 
     planner: with what the planner did; None: if one ran and was recorded; True raises if none was.
     """
-    body = [_head(run.meta.name, run), f'<p class="verdict">{escape(verdict(run))}</p>', _inputs(run), _summary(run)]
+    body = [_head(run.meta.name, run), f'<p class="verdict">{escape(verdict(run))}</p>', _failing(run), _inputs(run), _summary(run)]
     body += [_figures(run, baseline), _tenants(run), planner_section(run, planner), _replicas(run), _provenance(run)]
     return _write(path, run.meta.name, body)
 
@@ -79,7 +84,7 @@ def verdict(run: Run) -> str:
         return "Nothing was offered, so there is nothing to judge."
     target = float((run.meta.slo or {}).get("attainment", 0.99))
     word = "meets" if good >= target else "misses"
-    return f"{good:.1%} of {int(offered):,} offered requests were good: the run {word} its target of {target:.0%}."
+    return f"{fmt(good, 'share')} of {int(offered):,} offered requests were good: the run {word} its target of {100 * target:g} %."
 
 
 def _write(path: str | Path, title: str, body: Sequence[str]) -> Path:
@@ -96,29 +101,58 @@ def _write(path: str | Path, title: str, body: Sequence[str]) -> Path:
 
 
 def _head(title: str, run: Run) -> str:
-    question = str(getattr(run.scenario, "question", "") or "")
+    question = run.meta.question
     return f"{badge(run.meta.mode)}<h1>{escape(title)}</h1>" + (f"<p>{escape(question)}</p>" if question else "")
+
+
+def _failing(run: Run) -> str:
+    """What a reader has to know before the numbers."""
+    planned = f" of {run.meta.planned_s:g} s" if run.meta.planned_s else ""
+    told = [] if run.complete else [f"This run was stopped at {run.tables.end_s:.4g} s{planned}: the numbers are of what had happened by then."]
+    told += ["The load generator was late: latencies are worse than the engines were."] if run.degraded else []
+    told += [f"Planner plugin {line}." for line in failure_lines(run.meta.plugin_failures)]
+    return "".join(f'<p class="verdict bad">{escape(text)}</p>' for text in told)
 
 
 def _inputs(run: Run, heading: bool = True) -> str:
     m = run.meta
     rows = [("seed", m.seed), ("record level", m.record), ("planned", f"{m.planned_s:g} s" if m.planned_s else "until the source is exhausted"),
-            ("loop", m.loop), ("SLO", json.dumps(m.slo) if m.slo else "none"), ("CPU", f"{m.cpu_s:.2f} s" if m.cpu_s else "–")]
+            ("loop", m.loop), ("SLO", _slo_text(m.slo)), ("left out", left_out(run) or "nothing"),
+            ("CPU", f"{m.cpu_s:.2f} s" if m.cpu_s else "–")]
     cells = "".join(f"<tr><td>{escape(str(k))}</td><td>{escape(str(v))}</td></tr>" for k, v in rows)
     return ("<h2>Inputs</h2>" if heading else "") + f"<table>{cells}</table>"
 
 
+def _slo_text(slo: Mapping[str, Any]) -> str:
+    """Bounds as people say them: TTFT ≤ 1 s; per class if there are some."""
+    parts = []
+    for name, bound in slo.items():
+        if isinstance(bound, Mapping):
+            parts.append(f"{name}: {_slo_text(bound)}")
+        elif name == "attainment":
+            parts.append(f"for {100 * bound:g} %")
+        else:
+            parts.append(f"{name.removesuffix('_s').upper()} ≤ {fmt(bound, 's')}")
+    return ", ".join(parts) or "none"
+
+
 def _summary(run: Run) -> str:
-    return f'<h2>Summary</h2><div class="scroll">{run.summary()._repr_html_()}</div>'
+    return f'<h2>Summary</h2><div class="scroll">{numbers(run.summary())}</div>'
 
 
 def _figures(run: Run, baseline: Run | None, heading: bool = True) -> str:
     specs = [figures.build(name, run, baseline=baseline) for name in SHOWN]
     prefix = sha1(repr((run.meta.name, run.meta.started_at, baseline is None)).encode()).hexdigest()[:8]
-    parts = [_figure(spec, f"{prefix}-{spec.name}") for spec in specs if spec.traces and not (spec.name == "tenants" and len(spec.traces) < 2)]
+    parts = [_figure(spec, f"{prefix}-{spec.name}") for spec in specs if _tells(spec)]
     return ("<h2>Figures</h2>" if heading else "") + f'<div class="grid">{"".join(parts)}</div>'
 
 
+
+def _tells(spec: FigureSpec) -> bool:
+    """Is there something to see? One tenant is no comparison, and what serves in seconds has no time per token."""
+    if spec.name == "itl":
+        return any(float(np.nanmax(t.y, initial=0.0)) > 0 for t in spec.traces)
+    return bool(spec.traces) and not (spec.name == "tenants" and len(spec.traces) < 2)
 
 
 def _figure(spec: FigureSpec, box: str) -> str:
@@ -144,8 +178,7 @@ def _replicas(run: Run, heading: bool = True) -> str:
 
 
 def _provenance(run: Run, heading: bool = True) -> str:
-    scenario = run.scenario
-    yaml = escape(scenario.dump(resolved=True)) if scenario is not None and hasattr(scenario, "dump") else ""
+    yaml = escape(run.scenario_text)
     text = escape(run.meta.provenance or "no provenance recorded")
     block = f"<details><summary>resolved scenario</summary><pre>{yaml}</pre></details>" if yaml else ""
     return ("<h2>Provenance</h2>" if heading else "") + f'<p class="muted">step times: {text}</p>{block}'

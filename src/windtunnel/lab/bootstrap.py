@@ -36,7 +36,9 @@ def _in_order(rows: Requests, column: str) -> Floats:
 
 
 def difference(metric: str, a: Run, b: Run, *, level: float = 0.95) -> stats.Interval | None:
-    """Percentile interval of metric(b) - metric(a) over 1,000 block resamples; None for a metric that is no function of the requests."""
+    """Percentile interval of metric(b) - metric(a) over 1,000 block resamples; None for a metric that is no function of the requests, and
+    for a rate that differs in nothing but the length of the run: when the last request ended says nothing that resampling could weigh.
+    """
     weights = stats.block_weights()
     one, two = _resampled(metric, a, weights), _resampled(metric, b, weights)
     if one is None or two is None:
@@ -44,7 +46,9 @@ def difference(metric: str, a: Run, b: Run, *, level: float = 0.95) -> stats.Int
     x, y = a.metric(metric), b.metric(metric)
     if x is None or y is None:
         return None
-    return stats.percentile_interval(y - x, two - one, level)
+    found = stats.percentile_interval(y - x, two - one, level)
+    constant = x != y and np.isclose(found.lo, found.hi, rtol=1e-9, atol=0.0)
+    return None if constant and metric in _PER_WINDOW else found
 
 
 def _resampled(metric: str, run: Run, weights: Floats) -> Floats | None:

@@ -24,6 +24,7 @@ from windtunnel.lab.fleet_spec import (
     TableSpec,
     VidurSpec,
 )
+from windtunnel.lab.locate import data_file
 from windtunnel.sim.capacity import kv_blocks, refuse_infeasible
 from windtunnel.sim.catalog import BYTES, SHIPPED, Architecture, Catalog, Gpu
 from windtunnel.sim.engine import EngineConfig, HostCosts
@@ -77,13 +78,13 @@ def _as_measured(spec: PoolSpec, base: Path) -> PoolSpec:
     given: Any = spec.profile
     if not isinstance(given, MeasuredSpec):
         return spec
-    path = base / given.path
+    path = data_file(given.path, base)
     try:
         found = yaml.safe_load(path.read_text("utf-8"))
         profile = TableSpec(**found["profile"])
         engine = EngineSpec(**{**found.get("engine", {}), **spec.engine.model_dump(exclude_unset=True)})  # type: ignore[attr-defined]
     except OSError as error:
-        raise ConfigFileError(f"cannot read the measured profile: {error.strerror}", where=str(path)) from error
+        raise ConfigFileError(f"cannot be read: {error.strerror}", where=str(path)) from error
     except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         hint = "it is written by: windtunnel calibrate --out FILE"
         raise ConfigFileError(f"not a measured profile: {' '.join(str(error).split())[:200]}", where=str(path), hint=hint) from error

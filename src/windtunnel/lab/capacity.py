@@ -42,6 +42,24 @@ class Capacity:
     probes: tuple[Probe, ...]
     non_monotone: tuple[tuple[float, float], ...] = ()
 
+    def lines(self) -> list[str]:
+        """The text twin: the answer, then what was good at each rate that was flown."""
+        from windtunnel.lab.summary import number
+
+        share = f"{100 * self.attainment:g} %"
+        if self.rate_rps > 0:
+            head = f"Capacity {number(self.rate_rps)} rps: the most traffic found at which {share} of the requests are good"
+        else:
+            head = f"Capacity 0 rps: {share} of the requests were good at no rate that was tried; the SLO is out of reach"
+        out = [head, f"{'rate, rps':>12} {'good':>8}"]
+        out += [f"{number(p.rate_rps):>12} {100 * p.good_fraction:>6.1f} %" for p in sorted(self.probes, key=lambda p: p.rate_rps)]
+        if self.non_monotone:
+            out.append("some lower rates missed it: take the answer for a zone, not a point")
+        return [*out, "next    .rate_rps · .probes"]
+
+    def __repr__(self) -> str:
+        return "\n".join(self.lines())
+
 
 def search(good_at: Callable[[float], float], *, start_rps: float, attainment: float = 0.9, tolerance: float = 0.01) -> Capacity:
     """The largest rate with `good_at(rate) >= attainment`: by doubling (or halving) from `start_rps`, then bisection to `tolerance` (a share)."""
@@ -83,6 +101,8 @@ def capacity(scenario: Scenario, slo: Mapping[str, Any] | None = None, attainmen
     1000 requests, whichever is longer, within 50 000 requests and 3000 s.
     slo None: the scenario's. Raises ConfigValueError for a source without a rate or a scenario without an SLO.
     """
+    if not hasattr(scenario, "with_"):
+        raise ConfigValueError("scenario", f"expected a Scenario, got {scenario!r}", hint="Scenario.load(name) reads one")
     path, rate = _rate_of(scenario)
     bounds = dict(slo) if slo is not None else scenario.slo.bounds()
     if not bounds:

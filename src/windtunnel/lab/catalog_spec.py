@@ -11,6 +11,7 @@ from pydantic import Field
 from windtunnel.errors import ConfigError
 from windtunnel.lab import locate
 from windtunnel.lab.kinds import Spec
+from windtunnel.lab.places import place, placed
 from windtunnel.lab.yamlfile import Document
 from windtunnel.sim.catalog import SHIPPED, Catalog
 
@@ -39,9 +40,11 @@ class CatalogSpec(Spec):
     def wrong_entries(self, base: Path, doc: Document) -> Iterator[ConfigError]:
         """Entries that cannot be: unknown keys, missing facts, wrong magnitudes."""
         try:
-            catalog = self.build(base)
+            with placed(doc):
+                catalog = self.build(base)
         except ConfigError as error:
-            error.where = error.where or doc.where(("catalog",))
+            if not error.message.removeprefix("--set ").startswith("catalog"):
+                error.where = error.where or doc.where(("catalog",))
             yield error
             return
         for kind, find in (("models", catalog.model), ("gpus", catalog.gpu)):
@@ -49,6 +52,6 @@ class CatalogSpec(Spec):
                 try:
                     find(name)
                 except ConfigError as error:
-                    error.where = doc.where(("catalog", kind, name))
-                    error.message = f"catalog.{error.message}"
+                    label, error.where = place(doc, ("catalog", kind, name))
+                    error.message = f"{label}catalog.{error.message}"
                     yield error

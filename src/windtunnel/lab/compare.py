@@ -169,7 +169,7 @@ def _with_slo(runs: Runs, slo: Mapping[str, Any] | None) -> Runs:
         return runs
     import dataclasses
 
-    judged = [Run(dataclasses.replace(r.meta, slo=dict(slo)), r.tables, r.scenario, directory=r.directory) for r in runs]
+    judged = [Run(dataclasses.replace(r.meta, slo=dict(slo)), r.tables, r._scenario, directory=r.directory) for r in runs]
     return Runs(judged, runs.name)
 
 
@@ -203,6 +203,8 @@ def _line(metric: str, pairing: _Pairing, base: list[float | None], other: list[
     a, b = _mean(base), _mean(other)
     usable = all(v is not None and math.isfinite(v) for v in (*base, *other))
     delta = b - a if a is not None and b is not None and math.isfinite(a) and math.isfinite(b) else None
+    if delta is not None and math.isclose(a, b, rel_tol=1e-12):  # type: ignore[arg-type]
+        delta = 0.0  # the last digit of a sum in another order is no difference
     interval = _interval(metric, pairing, base, other, level) if usable and delta is not None else None
     pct = 100.0 * delta / abs(a) if delta is not None and a else None
     n = len(base) if pairing.method in ("paired", "one_seed") else min(len(base), len(other))

@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from windtunnel.errors import ConfigError, ConfigUnknownModelError
 from windtunnel.lab.dist_spec import DistSpec
 from windtunnel.lab.kinds import Spec, spec_of
-from windtunnel.lab.sentences import place
+from windtunnel.lab.places import place
 from windtunnel.lab.yamlfile import Document, dotted
 from windtunnel.sim.catalog import Catalog
 from windtunnel.sim.engine import EngineConfig

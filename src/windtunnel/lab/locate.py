@@ -40,8 +40,14 @@ def bundled() -> dict[str, Path]:
 def scenario_file(where: str | Path) -> Path:
     """An existing file, else a bundled name; ConfigFileError names the closest ones."""
     path = Path(where)
+    if path.name != "scenario.yaml" and (path.parent / "manifest.json").is_file() and path.is_file():
+        raise ConfigFileError(f"{path} is part of a saved run, not a scenario", hint=f"name the run, {path.parent}, or its scenario.yaml")
     if path.is_file():
         return path
+    if path.is_dir():
+        kept = (path / "manifest.json").is_file()
+        what = "the directory of a saved run" if kept else "a directory"
+        raise ConfigFileError(f"{path} is {what}, not a scenario", hint=f"{path / 'scenario.yaml'} is the run's scenario" if kept else "name a file")
     known = bundled()
     name = path.name.removesuffix(".yaml")
     if len(path.parts) == 1 and name in known:
@@ -101,7 +107,9 @@ def data_file(path: str, base: Path) -> Path:
     for place in tried:
         if place.is_file():
             return place
-    raise ConfigFileError(f'no file "{path}"', hint="looked for " + ", ".join(str(p) for p in tried))
+    error = ConfigFileError(f'no file "{path}"', hint="looked for " + ", ".join(str(p) for p in tried))
+    error.file = path
+    raise error
 
 
 def sha256(path: Path) -> str:

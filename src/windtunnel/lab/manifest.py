@@ -76,6 +76,8 @@ def manifest_of(run: Mapping[str, Any], files: Mapping[str, Mapping[str, Any]]) 
 def read(directory: Path) -> dict[str, Any]:
     """The manifest of a saved run. Raises RunCorruptError if there is none, RunVersionError if it is newer than this code."""
     path = directory / "manifest.json"
+    if not directory.is_dir():
+        raise RunCorruptError("there is no such directory", where=str(directory), hint="a run is saved when it has ended or was interrupted")
     if not path.is_file():
         raise RunCorruptError("manifest.json is missing", where=str(directory), hint="is this the directory of a saved run?")
     try:

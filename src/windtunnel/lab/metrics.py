@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from windtunnel.errors import ConfigMetricError
 from windtunnel.lab import tables
+from windtunnel.policy.param import check_number
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -142,12 +143,20 @@ def adjusted(values: Floats, others: int, q: float) -> float | None:
 
 
 def bounds_of(slo: Mapping[str, Any] | None) -> dict[str | None, dict[str, float]]:
-    """The SLO by priority class (None: every class): column → bound, seconds. `attainment` is a target share, no bound."""
+    """The SLO by priority class (None: every class): column → bound, seconds. `attainment` is a target share, no bound.
+
+    Raises ConfigValueError for a bound that is no number above 0.
+    """
     given = {k: v for k, v in (slo or {}).items() if k != "attainment" and v is not None}
     if any(isinstance(v, Mapping) for v in given.values()):
         classes = {name: bounds for name, bounds in given.items() if isinstance(bounds, Mapping)}
-        return {name: {k: float(b) for k, b in v.items() if k != "attainment" and b is not None} for name, v in classes.items()}
-    return {None: {k: float(v) for k, v in given.items()}} if given else {}
+        return {name: {k: _bound(f"slo.{name}.{k}", b) for k, b in v.items() if k != "attainment" and b is not None} for name, v in classes.items()}
+    return {None: {k: _bound(f"slo.{k}", v) for k, v in given.items()}} if given else {}
+
+
+def _bound(name: str, value: Any) -> float:
+    check_number(name, value, above=0.0)
+    return float(value)
 
 
 @dataclass(frozen=True, slots=True)

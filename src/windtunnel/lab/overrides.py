@@ -107,7 +107,7 @@ def _set(doc: Document, path: PathKey, value: Any, label: str) -> None:
     for key in path[:-1]:
         parent = parent[key]
     last = path[-1]
-    if last == "kind" and isinstance(parent, dict) and parent.get("kind") != value:
+    if last == "kind" and isinstance(parent, dict) and parent.get("kind", value) != value:
         # The old kind's parameters mean nothing to the new one; wrappers (a bound around the queue) go on around either.
         kept = {k: v for k, v in parent.items() if k in wrappers(dotted(path[1:-1]))}
         parent.clear()

@@ -161,7 +161,21 @@ class PlannerSpec(Spec):
         try:
             return build_pipeline_planner(self, ctx.pools, wants=ctx.wants, slo=ctx.slo)
         except PlannerConfigError as error:
-            raise PlannerConfigError(f"control.{error.message}" if error.message.startswith("planner.") else error.message) from None
+            error.message = f"control.{error.message}" if error.message.startswith("planner.") else error.message
+            raise
+
+    def check_simulated(self) -> None:
+        """Could every plugin answer in a simulated world? Raises PlannerConfigError for one that is only a promise there."""
+        for i, entry in enumerate(self.plugins.external):
+            if entry.stand_in is None:
+                raise PlannerConfigError(f"control.planner.plugins.external.{i}: {entry.plugin_id} is in another process, which a simulated "
+                                         "world does not call", hint="give it stand_in: {module: …, class: …}, which answers there")
+        for kind in ("in_process", "external"):
+            for i, entry in enumerate(getattr(self.plugins, kind)):
+                part = entry if kind == "in_process" else entry.stand_in
+                if part.is_async(entry.stage):
+                    raise PlannerConfigError(f"control.planner.plugins.{kind}.{i}: {part.module}.{part.class_name}.{entry.stage} is async, which "
+                                             "a simulated world does not await", hint="write a plain method, or fly it with drive")
 
     def parts(self, settings: PlannerSettings, perf_model: PerfModel | None = None,
               facts: Mapping[str, PoolFacts] | None = None) -> tuple[Builtins, tuple[Attached, ...]]:
@@ -172,8 +186,9 @@ class PlannerSpec(Spec):
         known = {role: [(s[0], s[1], s[2], s[3]) for s in f.steps] for role, f in (facts or {}).items() if f.steps}
         built = build_plugins(settings, perf_model=perf_model, forecaster=forecaster(settings.predictor), known=known)
         components = tuple(map(settings.component, settings.roles))
-        own = tuple(entry.load(settings.defaults) for entry in self.plugins.in_process)
-        elsewhere = tuple(entry.attached(settings.defaults) for entry in self.plugins.external)
+        path = "planner.plugins"
+        own = tuple(e.load(settings.defaults, f"{path}.in_process.{i}") for i, e in enumerate(self.plugins.in_process))
+        elsewhere = tuple(e.attached(settings.defaults, f"{path}.external.{i}") for i, e in enumerate(self.plugins.external))
         return built, (*self.plugins.referenced(components), *own, *elsewhere)
 
     def outside(self) -> Outside:

@@ -82,6 +82,15 @@ def _of_path(path: Path) -> PlannerLog:
     return _made(path.name, _of_log(path))
 
 
+def is_record(path: Path) -> bool:
+    """Does the file open like a log or an audit, whatever its name is?"""
+    try:
+        first = _first_line(path)
+    except RunCorruptError:
+        return False
+    return "windtunnel_log" in first or (first.get("kind") == "header" and "v" in first)
+
+
 def _first_line(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from inspect import iscoroutinefunction
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer
@@ -87,6 +88,10 @@ class Importable(Spec):
             raise refuse(path, f"{self.module}.{self.class_name} has no method {stage}")
         return made
 
+    def is_async(self, stage: str) -> bool:
+        """Is the method of the stage an `async def`?"""
+        return iscoroutinefunction(getattr(getattr(import_module(self.module), self.class_name), stage, None))
+
 
 class StandIn(Importable):
     """The class that answers in a simulated world, and how calls of it go there."""
@@ -100,9 +105,9 @@ class InProcess(PluginEntry, Importable):
     offload: bool = False
     call: CallSpec | None = None
 
-    def load(self, defaults: PluginDefaults) -> Attached:
-        """Raises PlannerConfigError if it cannot be imported or made, or lacks the method of its stage."""
-        made = self.made(f"planner.plugins.in_process.{self.plugin_id}", self.stage)
+    def load(self, defaults: PluginDefaults, path: str) -> Attached:
+        """path: where it is written. Raises PlannerConfigError if it cannot be imported or made, or lacks the method of its stage."""
+        made = self.made(path, self.stage)
         return Attached(self.registration(defaults, offload=self.offload), made, None if self.call is None else self.call.model())
 
 
@@ -114,9 +119,9 @@ class External(PluginEntry):
     tls: TlsSpec | None = None
     stand_in: StandIn | None = None
 
-    def attached(self, defaults: PluginDefaults) -> Attached:
-        """Called at its endpoint in a live run; in a simulated one its stand-in answers."""
-        made = None if self.stand_in is None else self.stand_in.made(f"planner.plugins.external.{self.plugin_id}.stand_in", self.stage)
+    def attached(self, defaults: PluginDefaults, path: str) -> Attached:
+        """Called at its endpoint in a live run; in a simulated one its stand-in answers. path: where it is written."""
+        made = None if self.stand_in is None else self.stand_in.made(f"{path}.stand_in", self.stage)
         return Attached(self.registration(defaults, self.endpoint), made, None if self.stand_in is None else self.stand_in.call.model())
 
 

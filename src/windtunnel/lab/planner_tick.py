@@ -43,7 +43,7 @@ def tick_text(log: PlannerLog, number_: int, pool: str | None = None) -> str:
     lines = [*_seen(tick, rows), *_forecast(tick), *_sizing(tick)]
     for stage in STAGES:
         lines += _stage(stage, tick, rows, records) if log.kind == "pipeline" else ()
-    lines += _passed_over(tick)
+    lines += _passed_over(tick, records)
     lines += [("record", _telling(e)) for e in records if e.kind in TELLING]
     lines += [("result", f"{c}: {_result(row)}") for c, row in rows.items()]
     return "\n".join([head, *columns(_once(lines), "  ")])
@@ -108,13 +108,14 @@ def _stage(stage: str, tick: Mapping[str, Any], rows: Mapping[str, Any], records
         yield stage, f"→ {component} {'?' if row[key] is None else row[key]}{told}"
 
 
-def _passed_over(tick: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _passed_over(tick: Mapping[str, Any], records: tuple[Entry, ...]) -> Iterator[tuple[str, str]]:
+    messages = {e.plugin_id: e.data["message"] for e in records if e.kind == "plugin_failed" and e.data.get("message")}
     answered = {a["plugin"] for a in tick["answers"]}
     for plugin, why, path in tick["skipped"]:
         yield "not asked", f"{plugin}: {SKIPPED.get(why, why)}" + (f" {path}" if path and why == "requires" else "")
     for plugin, error in tick["failed"]:
         if plugin not in answered:
-            yield "failed", f"{plugin}: {FAILED.get(error, error)}"
+            yield "failed", f"{plugin}: {FAILED.get(error, error)}" + (f": {messages[plugin]}" if plugin in messages else "")
     for plugin in tick["ignored"]:
         yield "ignored", f"{plugin}: another answer was final"
 

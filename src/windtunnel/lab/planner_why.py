@@ -8,7 +8,7 @@ from typing import Any
 from windtunnel.lab.planner_words import LOAD, PLAN, RATE, THROUGHPUT
 
 LOAD_LOOP, THROUGHPUT_LOOP, PREDICTOR = "builtin_load_propose", "builtin_throughput_propose", "builtin_load_predict"
-QUIET = frozenset({"unchanged", "applied", "advisory"})  # what came of it, not why
+QUIET = frozenset({"unchanged", "applied", "advisory", "slo_infeasible"})  # what came of it, not why
 MERGED = frozenset({"merge_floor", "merge_ceiling"})
 BLIND = frozenset({"no_traffic_data", "predict_failed", "model_not_ready", "partner_not_ready", "circuit_open"})
 SILENT = frozenset({"disabled", "unset", "held_over", ""})
@@ -35,7 +35,7 @@ def moved(row: Mapping[str, Any]) -> bool:
 
 def _mover(row: Mapping[str, Any]) -> tuple[Reason, ...]:
     """Who asked for the move."""
-    who = row.get("winner") or ""
+    who = row.get("proposer") or row.get("winner") or ""
     if who == LOAD_LOOP:
         return (("load", row["load_reason"]),)
     if who == THROUGHPUT_LOOP:
@@ -55,13 +55,14 @@ def _loops(row: Mapping[str, Any]) -> tuple[Reason, ...]:
 def sentence(row: Mapping[str, Any]) -> str:
     """The reasons in words, and who decided: whose bounds, or whose number."""
     found = reasons_of(row)
-    parts = [f"{word} asked for it" if whose == "plugin" else TABLES[whose].get(word, word.replace("_", " ")) for whose, word in found]
-    if "advisory" in row["plan_reasons"]:
-        parts.append(PLAN["advisory"])
+    asked = f" asked for it ({row['told']})" if row.get("told") else " asked for it"
+    parts = [f"{word}{asked}" if whose == "plugin" else TABLES[whose].get(word, word.replace("_", " ")) for whose, word in found]
+    parts += [PLAN[word] for word in ("advisory", "slo_infeasible") if word in row["plan_reasons"]]
     text = "; ".join(dict.fromkeys(parts))
     who = ", ".join(f"{bound} of {short(owner)}" for bound, _, owner in (clamp.partition(" ") for clamp in row.get("clamps") or ()))
-    who = who or short(row.get("winner") or "")
-    return f"{text} ({who})" if who and not any(whose == "plugin" for whose, _ in found) else text
+    if not who and not any(whose == "plugin" for whose, _ in found):  # which is named already
+        who = short(row.get("winner") or "")
+    return f"{text} ({who})" if who else text
 
 
 def short(plugin_id: str) -> str:

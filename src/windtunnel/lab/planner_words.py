@@ -32,6 +32,7 @@ PLAN: Mapping[str, str] = {
     "merge_floor": "a floor of a later stage decided",
     "merge_ceiling": "a ceiling of a later stage decided",
     "bounds_conflict": "a floor lies above a ceiling; the floor holds",
+    "slo_infeasible": "no number of replicas can meet the SLO",
 }
 LOAD: Mapping[str, str] = {
     "unset": "the load loop has said nothing yet",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,8 +19,9 @@ from windtunnel.lab.expression import Expression
 from windtunnel.lab.metrics import Requests
 from windtunnel.lab.planner_audit import write_audit
 from windtunnel.lab.planner_log import PlannerLog, planner_log
+from windtunnel.lab.plugin_failures import failure_lines
 from windtunnel.lab.stats import Interval
-from windtunnel.lab.summary import Summary, names_of, number, timing_lines
+from windtunnel.lab.summary import Summary, names_of, number, timing_lines, wrapped
 from windtunnel.lab.tables import Tables
 from windtunnel.lab.window import left_out
 
@@ -33,7 +34,8 @@ class RunMeta:
     """What a run says about itself, beside its tables.
 
     planned_s: duration if one was set; loop: of the source; slo: column → bound in s (or per priority class); control_spec: resolved
-    `control` section; started_at: UTC, ISO; warmup_s and cooldown_s mark requests at both ends; concurrency: of a closed loop by counts.
+    `control` section; started_at: UTC, ISO; warmup_s and cooldown_s mark requests at both ends; concurrency: of a closed loop by counts;
+    plugin_failures: of the planner, id → (calls that failed, calls).
     """
 
     name: str
@@ -58,6 +60,7 @@ class RunMeta:
     concurrency: float | None = None
     question: str = ""
     command: str = ""
+    plugin_failures: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     @property
     def run_id(self) -> str:
@@ -102,6 +105,14 @@ class Run:
 
             self._scenario = Scenario.load(path)
         return self._scenario
+
+    @property
+    def scenario_text(self) -> str:
+        """The resolved scenario as YAML, "" without one. Of a loaded run it is what was saved: to read it asks for no file and runs no code."""
+        if self._scenario is not None:
+            return self._scenario.dump(resolved=True)
+        path = None if self.directory is None else self.directory / "scenario.yaml"
+        return path.read_text("utf-8") if path is not None and path.exists() else ""
 
     # -- tables -------------------------------------------------------------------------------------------------------------------
 
@@ -211,7 +222,7 @@ class Run:
         return render.report(self, Path(path), **options)
 
     def lines(self) -> list[str]:
-        """The text twin, line by line."""
+        """The text twin, line by line, at most 80 columns each."""
         summary, meta = self.summary(), self.meta
         offered = summary.values["offered"]
         badge = meta.world.upper() if meta.world == "simulated" else f"LIVE {meta.mode}"
@@ -220,9 +231,10 @@ class Run:
         out = [head + ("   " + " ".join(notes) if notes else ""), *summary.lines()]
         if cut := left_out(self):
             out.append(f"cut     {cut}")
+        out += [f"plugin  {line}" for line in failure_lines(meta.plugin_failures)]
         out.extend(timing_lines(meta.provenance))
         out.append('next    run.summary(by="tenant").by · run.requests · run.save("runs/x")')
-        return [line if len(line) <= 80 else line[:79] + "…" for line in out]
+        return [part for line in out for part in wrapped(line)]
 
     def __repr__(self) -> str:
         return "\n".join(self.lines())

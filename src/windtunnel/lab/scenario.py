@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from windtunnel.errors import ConfigError
 from windtunnel.lab import locate, overrides, registry, scenario_data
 from windtunnel.lab.control_spec import preset_part
+from windtunnel.lab.places import placed
 from windtunnel.lab.scenario_fields import ScenarioFields
 from windtunnel.lab.schema import schema_text
 from windtunnel.lab.sentences import close_hint, explain, one_or_all
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from windtunnel.sim.faults import Fault
     from windtunnel.sim.fleet_config import FleetConfig
     from windtunnel.sources.source import Source
+
+
+SIGNS = ("windtunnel", "fleet", "source")
 
 
 class Scenario(ScenarioFields):
@@ -52,6 +56,9 @@ class Scenario(ScenarioFields):
                   allow_imports: bool = False) -> Self:
         if not isinstance(doc.data, dict):
             raise ConfigError("expected a mapping with windtunnel, name, fleet and source", where=doc.where(()))
+        if doc.data and not doc.data.keys() & SIGNS:
+            raise ConfigError(f"not a scenario: it has none of the keys {', '.join(SIGNS)}", where=doc.where(()).rpartition(":")[0],
+                              hint="windtunnel scenario show overload prints one")
         if variant is not None and variant != "base":
             doc = _applied(doc, _variant(doc.data, variant), f"variant {variant}")
         if overrides:
@@ -60,7 +67,8 @@ class Scenario(ScenarioFields):
 
     @classmethod
     def _checked(cls, doc: Document, base: Path, *, allow_imports: bool = False) -> Self:
-        import_kinds(doc.data, allow_imports=allow_imports)
+        with placed(doc):
+            import_kinds(doc.data, allow_imports=allow_imports)
         try:
             made = cls.model_validate_json(json.dumps(doc.data), strict=True)
         except ValidationError as error:
@@ -68,19 +76,23 @@ class Scenario(ScenarioFields):
         wrong = list(made.wrong_names(doc, base))
         if wrong:
             raise one_or_all(wrong)
-        made._base = base
+        made._base, made._marks = base, doc.marks
         return made
 
     def with_(self, changes: Mapping[str, Any]) -> Self:
         """A new, validated scenario; keys are dotted paths as in --set, values plain data."""
-        return self._checked(_applied(Document(self._plain()), changes, ""), self._base, allow_imports=True)
+        return self._changed(changes, "")
+
+    def _changed(self, changes: Mapping[str, Any], label: str) -> Self:
+        """label: what errors call the source of the changes."""
+        return self._checked(_applied(self._document(), changes, label), self._base, allow_imports=True)
 
     def variant(self, name: str) -> Self:
         """One of `compare`'s variants; "base" is the plain scenario."""
         if name == "base":
             return self
-        data = self._plain()
-        return self._checked(_applied(Document(data), _variant(data, name), f"variant {name}"), self._base, allow_imports=True)
+        doc = self._document()
+        return self._checked(_applied(doc, _variant(doc.data, name), f"variant {name}"), self._base, allow_imports=True)
 
     def fast(self) -> Self:
         """The same, at most 60 s long with at most 5 s of warm-up and of cool-down: for CI and first looks."""
@@ -92,6 +104,10 @@ class Scenario(ScenarioFields):
 
     def _plain(self) -> dict[str, Any]:
         return scenario_data.kind_first(self.model_dump(mode="json", exclude_unset=True))  # type: ignore[no-any-return]
+
+    def _document(self) -> Document:
+        """What it was read from, with the places in the file."""
+        return Document(self._plain(), self._marks)
 
     def resolved(self) -> dict[str, Any]:
         """Plain data with every default and the preset's parts filled in."""
@@ -113,7 +129,8 @@ class Scenario(ScenarioFields):
     @property
     def digest(self) -> str:
         """SHA-256 of what determines the result: the resolved scenario with files by content, without names, texts and the seed."""
-        return scenario_data.digest(self.resolved(), self._base)
+        with placed(self._document()):
+            return scenario_data.digest(self.resolved(), self._base)
 
     # -- flying ---------------------------------------------------------------------------------------------------------------
 
@@ -122,7 +139,8 @@ class Scenario(ScenarioFields):
         from windtunnel.lab.build import build_fleet
         from windtunnel.lab.build_source import hash_tokens
 
-        return build_fleet(self.fleet, self._base, self.catalog.build(self._base), hash_tokens=hash_tokens(self.source, self._base))
+        with placed(self._document()):
+            return build_fleet(self.fleet, self._base, self.catalog.build(self._base), hash_tokens=hash_tokens(self.source, self._base))
 
     def build_faults(self) -> tuple[Fault, ...]:
         """The faults; each was checked when the scenario was read."""
@@ -134,16 +152,18 @@ class Scenario(ScenarioFields):
         from windtunnel.lab.build import build_control
 
         over = self._facts(self.build_fleet()) if pools is None else pools
-        return build_control(self.control, over, slo=self.slo.bounds(), seed=self.seed if seed is None else seed,
-                             replication=replication, wants=wants)
+        with placed(self._document()):
+            return build_control(self.control, over, slo=self.slo.bounds(), seed=self.seed if seed is None else seed,
+                                 replication=replication, wants=wants)
 
     def build_source(self, *, seed: int | None = None, replication: int = 0, model: str | None = None, live: bool = False) -> Source:
         """A fresh source. model: what requests without one ask for (None: the fleet's first); live: with prompts for real engines."""
         from windtunnel.lab.build import build_source
 
-        return build_source(self.source, self._base, self.seed if seed is None else seed, replication=replication,
-                            duration_s=self.duration_s, model=self.fleet.only_model if model is None else model, live=live,
-                            faults=self.build_faults())
+        with placed(self._document()):
+            return build_source(self.source, self._base, self.seed if seed is None else seed, replication=replication,
+                                duration_s=self.duration_s, model=self.fleet.only_model if model is None else model, live=live,
+                                faults=self.build_faults())
 
     def build(self, *, seed: int | None = None, replication: int = 0, record: str | None = None, check: bool = False,
               ) -> tuple[Simulated, Control, Source]:
@@ -158,6 +178,10 @@ class Scenario(ScenarioFields):
         refuse_unreachable(world.fleet, models_asked(self.source, self.fleet.only_model))
         refuse_unread(world.fleet, labelled=has_adapters(self.source), timed=has_service_times(self.source))
         control = self.build_control(seed=seed, replication=replication, wants=Recorder(level).wants)
+        refuse_promises = getattr(self.control.planner, "check_simulated", None)
+        if refuse_promises is not None:
+            with placed(self._document()):
+                refuse_promises()
         return world, control, self.build_source(seed=seed, replication=replication)
 
     def start(self, *, seed: int | None = None, replication: int = 0, record: str | None = None, check: bool = False) -> Flight:

@@ -41,10 +41,10 @@ def digest(resolved: Mapping[str, Any], base: Path) -> str:
 
 
 def _hashed(node: Any, base: Path) -> Any:
-    """The same data with each `path` replaced by the hash of the file it names."""
+    """The same data with each `path` (`file` of a law) replaced by the hash of the file it names; a plugin's kwargs are its own affair."""
     if isinstance(node, Mapping):
-        return {k: {"sha256": locate.sha256(locate.data_file(v, base))} if k == "path" and isinstance(v, str) else _hashed(v, base)
-                for k, v in node.items()}
+        return {k: {"sha256": locate.sha256(locate.data_file(v, base))} if k in ("path", "file") and isinstance(v, str)
+                else v if k == "kwargs" else _hashed(v, base) for k, v in node.items()}
     return [_hashed(v, base) for v in node] if isinstance(node, list) else node
 
 

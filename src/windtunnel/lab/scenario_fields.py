@@ -15,10 +15,11 @@ from windtunnel.lab.control_spec import ControlSpec
 from windtunnel.lab.expect import ExpectSpec
 from windtunnel.lab.fleet_spec import FleetSpec
 from windtunnel.lab.kinds import Spec, spec_of
+from windtunnel.lab.places import place
 from windtunnel.lab.slo_spec import KnobSpec, SloSpec
 from windtunnel.lab.source_spec import SourceSpec, is_endless
 from windtunnel.lab.summary import names_of
-from windtunnel.lab.yamlfile import Document
+from windtunnel.lab.yamlfile import Document, PathKey
 from windtunnel.sim.faults import Fault
 
 FaultSpec = spec_of(Fault)
@@ -49,6 +50,7 @@ class ScenarioFields(Spec):
     compare: dict[str, dict[str, Any]] = Field(default={}, description="Named variants: dotted path to value.")
     knobs: tuple[str | KnobSpec, ...] = Field(default=(), description="Paths that a cockpit offers as controls.")
     _base: Path = PrivateAttr(default_factory=Path)
+    _marks: dict[PathKey, str] = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -77,8 +79,8 @@ class ScenarioFields(Spec):
             try:
                 expected.parse(names_of(self.slo.bounds()))
             except ConfigMetricError as error:
-                error.where = doc.where(("expect", n))
-                error.message = f"expect.{n}.metric: {error.message}"
+                label, error.where = place(doc, ("expect", n, "metric"))
+                error.message = f"{label}expect.{n}.metric: {error.message}"
                 yield error
         for name, changes in self.compare.items():
             try:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
 
-from windtunnel.errors import ConfigFileError
 from windtunnel.lab import manifest
 from windtunnel.lab.codec import plain
+from windtunnel.lab.destination import check_run
 from windtunnel.lab.logread import segments_of
 
 if TYPE_CHECKING:
@@ -23,12 +23,7 @@ if TYPE_CHECKING:
 
 def begin(target: Path, *, overwrite: bool) -> Path:
     """A temporary directory beside `target`. Refuses to replace what is not a run, or a run without `overwrite`."""
-    if target.exists():
-        empty = target.is_dir() and not any(target.iterdir())
-        if not empty and not (target / "manifest.json").is_file():
-            raise ConfigFileError(f"{target} exists and is not a saved run; it is left as it is", hint="choose another directory")
-        if not empty and not overwrite:
-            raise ConfigFileError(f"{target} holds a run", hint="overwrite=True replaces it")
+    check_run(target, overwrite=overwrite)
     target.parent.mkdir(parents=True, exist_ok=True)
     return Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
 
@@ -55,8 +50,8 @@ def write(run: Run, directory: Path) -> None:
         files[path.name] = {**_facts(path), "rows": len(table), "content_sha256": manifest.content_sha256(table)}
     _write_text(directory / "summary.json", _json(run.summary().to_dict()))
     files["summary.json"] = _facts(directory / "summary.json")
-    if run.scenario is not None:
-        _write_text(directory / "scenario.yaml", run.scenario.dump(resolved=True))
+    if run.scenario_text:
+        _write_text(directory / "scenario.yaml", run.scenario_text)
         files["scenario.yaml"] = _facts(directory / "scenario.yaml")
     for path in _write_log(run, directory):
         files[path.name] = _facts(path)

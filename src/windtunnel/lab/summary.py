@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -133,7 +134,7 @@ def timing_lines(provenance: str) -> tuple[str, ...]:
     parts = [part.split(":")[0] for pool in provenance.split(" · ") for part in pool.split(" | ")]
     state = next((f"{state}: " for state in STATES if state in parts), "")
     line = f"timing  {state}{provenance}"
-    return (line if len(line) <= 80 else line[:79] + "…",) if provenance else ()
+    return (line,) if provenance else ()
 
 
 def _bound(slo: Mapping[str, Any], name: str) -> str:
@@ -157,6 +158,11 @@ def number(value: float | None) -> str:
         return f"{value:.2e}"
     text = f"{value:.{digits}f}"
     return text
+
+
+def wrapped(line: str, width: int = 80) -> list[str]:
+    """A line as several that fit, the further ones under the first one's second word."""
+    return textwrap.wrap(line, width, subsequent_indent=" " * 8, break_on_hyphens=False) or [line]
 
 
 def share(value: float | None) -> str:

@@ -101,6 +101,8 @@ def sweep(scenario: Scenario, grid: Mapping[str, Iterable[Any]] | Iterable[Point
     flies, and SweepFailedError if no flight came to its end.
     """
     check_number("replications", replications, lo=1, whole=True)
+    if n_jobs == 0:
+        raise ConfigValueError("n_jobs", "expected a number of processes, or -1 for one per core; got 0")
     points = points_of(grid)
     if not points:
         raise ConfigValueError("grid", "expected at least one point")
@@ -109,7 +111,7 @@ def sweep(scenario: Scenario, grid: Mapping[str, Iterable[Any]] | Iterable[Point
     for i, point in enumerate(points):
         head = {"point": i, "point_id": point_id(point), **point, "seed": scenario.seed}
         try:
-            made = scenario.with_(point) if point else scenario
+            made = scenario._changed(point, "grid") if point else scenario
             made.build_fleet()
         except ConfigInfeasibleError as error:
             rows += [head | {"replication": r, "status": REFUSED, "error": str(error), "cpu_s": 0.0} for r in range(replications)]
@@ -144,7 +146,7 @@ def fly(job: Job) -> dict[str, Any]:
     began = time.process_time()
     try:
         scenario = Scenario.load(job.text, allow_imports=True)
-        scenario._base = Path(job.base)
+        scenario._base, scenario._marks = Path(job.base), {}  # the lines are those of our own dump
         run = scenario.run(replication=job.replication)
         numbers = {**run.summary().values, **{name: run.metric(name) for name in PERCENTILES}}
         return {"status": OK, "error": None, "cpu_s": time.process_time() - began, **numbers}

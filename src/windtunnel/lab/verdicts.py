@@ -68,10 +68,20 @@ def winner(lines: Mapping[str, Sequence[Line]], baseline: str, primary: str, lev
     line = next(iter(found.values()))
     if line.method == "none":
         why = f" ({NO_INTERVAL})" if line.same_source is False else ""
-        return f"No difference shown in {primary}{why}; try replications=5."
+        return f"No difference shown in {primary}{why}; try replications=5{_bills(lines)}."
     if line.method == "one_seed":
-        return f"No difference shown in {primary} with one seed; try replications=5."
-    return f"No difference shown in {primary} with {line.n} replications; try replications={max(20, 4 * line.n)}."
+        return f"No difference shown in {primary} with one seed; try replications=5{_bills(lines)}."
+    return f"No difference shown in {primary} with {line.n} replications; try replications={max(20, 4 * line.n)}{_bills(lines)}."
+
+
+def _bills(lines: Mapping[str, Sequence[Line]]) -> str:
+    """Of candidates that are as good as the baseline: whose GPU-hours differ by a percent or more."""
+    said = []
+    for name, of in lines.items():
+        pct = next((line.delta_pct for line in of if line.metric == "gpu_hours" and line.same_source is not False), None)
+        if pct is not None and abs(pct) >= 1:
+            said.append(f"{name} costs {abs(pct):.0f} % {'more' if pct > 0 else 'less'} GPU-hours")
+    return "; " + ", ".join(said) if said else ""
 
 
 def _order(value: float | None, sign: int) -> float:
@@ -110,7 +120,9 @@ def _signed(value: float | None, plus: str = "+") -> str:
 
 
 def _compact(value: float) -> str:
-    """Three significant digits, at least two decimals below 10 so that differences line up."""
+    """Three significant digits, at least two decimals below 10 so that differences line up; tiny ones with an exponent."""
+    if 0 < abs(value) < 0.001:
+        return f"{value:.1e}"
     return f"{value:.2f}" if 0.1 <= abs(value) < 10 else number(value)
 
 
@@ -125,11 +137,15 @@ def text_head(baseline: str, candidate: str, level: float) -> str:
     return f"{names} {'delta':>8} {'%':>7} {interval:>18} {'n':>3} {'method':<8} verdict"
 
 
+def word_of(line: Line) -> str:
+    """The verdict as tables write it: two numbers that differ, without an interval, are neither equal nor shown to differ."""
+    return "no interval" if line.lo is None and line.delta and line.verdict == SAME else "no difference" if line.verdict == SAME else line.verdict
+
+
 def text_line(line: Line) -> str:
-    """One row of a text table, at most 100 columns."""
+    """One row of a text table, at most 100 columns but for very large numbers."""
     interval = "–" if line.lo is None else f"{_compact(line.lo)} … {_compact(line.hi)}"  # type: ignore[arg-type]
     pct = "–" if line.delta_pct is None else f"{line.delta_pct:+.1f}"
-    word = "no interval" if line.lo is None and line.delta else "no difference" if line.verdict == SAME else line.verdict
     delta = "–" if line.delta is None else _signed(line.delta)
     values = f"{_cut(line.metric, 17):<17} {number(line.baseline):>9} {number(line.candidate):>9}"
-    return f"{values} {delta:>8} {pct:>7} {interval:>18} {line.n:>3} {line.method:<8} {word}"[:100].rstrip()
+    return f"{values} {delta:>8} {pct:>7} {interval:>18} {line.n:>3} {line.method:<8} {word_of(line)}"

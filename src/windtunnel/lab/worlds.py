@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from windtunnel.errors import ArmRefusedError
 from windtunnel.lab.log import LogWriter, header_of
+from windtunnel.lab.plugin_failures import plugin_failures
 from windtunnel.lab.recorder import Recorder, wants_of
 from windtunnel.lab.run import Run, RunMeta
 from windtunnel.live.driver import LiveDriver
@@ -89,6 +90,7 @@ class Flight:
             self._driver.finish()
             meta, driver = self._meta, self._driver
             meta.complete, meta.provenance = driver.complete, timing_of(driver.fleet.config)
+            meta.plugin_failures = plugin_failures(driver.control)
             meta.cpu_s, meta.wall_s = self._cpu_s, time.perf_counter() - self._wall0
             tables = self._recorder.close(driver.agenda.now, complete=driver.complete)
             self._run = Run(meta, tables, scenario=self._scenario)
@@ -226,6 +228,7 @@ class LiveFlight:
             lag_s = driver.progress().lag_p99_s
             meta.complete, meta.degraded = driver.complete, lag_s is not None and lag_s > LATE_S
             meta.cpu_s, meta.wall_s = time.process_time() - self._cpu0, time.perf_counter() - self._wall0
+            meta.plugin_failures = plugin_failures(driver.control)
             self._run = Run(meta, self._recorder.close(driver.now, complete=driver.complete), scenario=self._scenario)
         if self._driver.error is not None:
             raise self._driver.error

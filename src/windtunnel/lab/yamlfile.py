@@ -5,6 +5,7 @@ No tags, no merge keys, no `yes`/`no` booleans: a tenant called `no` stays a str
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ MAX_ALIASES = 100
 MAX_NODES = 300_000
 _INT = re.compile(r"[-+]?[0-9]+|0x[0-9a-fA-F]+|0o[0-7]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_NOT_FINITE = re.compile(r"([-+]?)\.(inf|Inf|INF)|\.(nan|NaN|NAN)")  # a number, which its field then refuses as one
 _WORDS: Mapping[str, Any] = {"": None, "~": None, "null": None, "Null": None, "NULL": None, "true": True, "false": False}
 
 
@@ -82,6 +84,8 @@ def scalar(text: str) -> Any:
         return _WORDS[text]
     if _INT.fullmatch(text):
         return int(text, 10 if text.lstrip("+-")[:2] not in ("0x", "0o") else 0)
+    if _NOT_FINITE.fullmatch(text):
+        return float(text.replace(".", ""))
     return float(text) if _FLOAT.fullmatch(text) else text
 
 
@@ -135,6 +139,8 @@ class _Dumper(yaml.SafeDumper):
 
 def _float(dumper: yaml.SafeDumper, value: float) -> yaml.Node:
     text = repr(value)
+    if not math.isfinite(value):
+        text = ".nan" if math.isnan(value) else f"{'-' if value < 0 else ''}.inf"
     if "e" in text and "." not in text:
         text = text.replace("e", ".0e")  # YAML 1.1, which the dumper thinks in, knows no float without a dot
     return dumper.represent_scalar("tag:yaml.org,2002:float", text)

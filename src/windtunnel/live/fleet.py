@@ -165,7 +165,7 @@ class LiveFleet(BaseModel):
         if pool.replicas != 1:
             raise ConfigValueError(f"pools.{name}.replicas", "only a mock pool without urls has a number of replicas")
         fields = [f"pools.{name}.urls.{i}" for i in range(len(pool.urls))]
-        return [_url(_resolved(raw, at, base), at, pool.engine) for raw, at in zip(pool.urls, fields)]
+        return [address(_resolved(raw, at, base), at, pool.engine) for raw, at in zip(pool.urls, fields)]
 
     def pool_facts(self) -> tuple[PoolFacts, ...]:
         """What a policy's `build` may know of these pools."""
@@ -217,7 +217,7 @@ def _resolved(value: Any, field_name: str, base: Path) -> Any:
     return value
 
 
-def _url(value: str, field_name: str, engine: str) -> str:
+def address(value: str, field_name: str, engine: str) -> str:
     """The address without a trailing slash. The value itself is not quoted in errors: it may be a secret."""
     try:
         parts = urlsplit(value)

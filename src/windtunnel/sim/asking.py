@@ -42,7 +42,8 @@ class Asking:
         model = self.models.get(call.plugin_id, PLAIN)
         plugin: Any = call.target
         if plugin is None or iscoroutinefunction(getattr(plugin, call.stage, None)) or hasattr(plugin, "aclose"):
-            raise PlannerConfigError(f"planner.plugins.{call.plugin_id}: a simulated world can ask plain in-process plugins only")
+            raise PlannerConfigError(f"control.planner.plugins: {call.plugin_id} is async or in another process; a simulated world asks plain "
+                                     "methods of this process", hint="give an external plugin a stand_in, or fly it with drive")
         failed = model.failure_rate > 0 and self.rng is not None and self.rng.random() < model.failure_rate
         if model.delay_s > call.timeout_s:
             return Answer(call.plugin_id, None, CallError("timeout", f"no answer within {call.timeout_s:g} s"), now, now + call.timeout_s)

@@ -243,7 +243,8 @@ def pairs_of(config: FleetConfig) -> dict[str, tuple[list[Pool], list[Pool]]]:
         first, second = [p for p in of if p.role == "prefill"], [p for p in of if p.role != "prefill"]
         if not first or not second:
             side = "prefill" if not first else "decode"
-            raise ConfigInfeasibleError(f"{model} has no pool of role {side}", hint=f"add one with `role: {side}`, or give all its pools role agg")
+            raise ConfigInfeasibleError(f"fleet.pools: {model} has no pool of role {side}",
+                                        hint=f"add one with `role: {side}`, or give all its pools role agg")
         links = [p.link for p in of]
         if None in links or any(p.pp > 1 for p in of) or len({link.kv_bytes_per_token for link in links if link is not None}) > 1:
             raise ConfigInfeasibleError(f"the pools {', '.join(p.name for p in of)} cannot exchange KV",

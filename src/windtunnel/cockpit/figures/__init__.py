@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
@@ -25,4 +26,20 @@ def build(name: str, run: Run, *, baseline: Run | None = None, slo: dict[str, An
         close = get_close_matches(name, FIGURES, 1)
         hint = f'did you mean "{close[0]}"?' if close else f"figures: {', '.join(FIGURES)}, planner"
         raise ConfigValueError("figure", f'unknown figure "{name}"', hint=hint)
-    return FIGURES[name](run, baseline=baseline, slo=slo)
+    made = FIGURES[name](run, baseline=baseline, slo=slo)
+    return replace(made, bands=_left_out(run)) if not made.log_x else made
+
+
+def _left_out(run: Run) -> tuple[tuple[float, float, str], ...]:
+    """Warm-up and cool-down, which are drawn and are in no number."""
+    rows = run.requests
+    marked = rows["marked"].fillna(False).to_numpy(dtype=bool)
+    if not marked.any():
+        return ()
+    arrived = rows["arrived_s"].to_numpy(dtype=float)
+    counted = arrived[~marked]
+    if not len(counted):
+        return ((float(arrived.min()), float(arrived.max()), "left out"),)
+    early, late = marked & (arrived < counted.min()), marked & (arrived > counted.max())
+    bands = [(0.0, float(counted.min()), "warm-up")] if early.any() else []
+    return (*bands, *([(float(counted.max()), float(arrived.max()), "cool-down")] if late.any() else []))

@@ -39,6 +39,8 @@ def build(run: Run, *, baseline: Run | None = None, slo: dict[str, Any] | None =
         text = "No data: the run has no series of the limit."
     elif np.isinf(lowest):
         text = "No concurrency limit: everything that arrives is dispatched at once."
+    elif lowest == highest:
+        text = f"The limit stayed at {highest:.0f} requests in flight."
     else:
         text = f"The limit moved between {lowest:.0f} and {highest:.0f} requests in flight, with {cuts} cuts seen on the sampling grid."
     return FigureSpec("limit", "Concurrency limit", "requests", tuple(traces), text,

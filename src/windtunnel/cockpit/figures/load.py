@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from windtunnel.cockpit.cards import fmt
 from windtunnel.cockpit.figures.spec import FigureSpec, Trace
 from windtunnel.cockpit.figures.windowed import Windows, good_mask
 
@@ -25,7 +26,7 @@ def build(run: Run, *, baseline: Run | None = None, slo: dict[str, Any] | None =
     if baseline is not None:
         b = Windows(baseline)
         traces.append(Trace("good (pinned)", b.starts, b.count(good_mask(baseline, slo)), role="good", dash="dash"))
-    n, good, away = len(rows), int(masks["good"].sum()), int(rejected.sum())
-    text = f"{n:,} requests offered; {good / max(1, n):.1%} good, {away / max(1, n):.1%} turned away for overload."
+    n, good, away = (int((mask & w.counted).sum()) for mask in (everyone, masks["good"], rejected))
+    text = f"{n:,} requests offered; {fmt(good / max(1, n), 'share')} good, {fmt(away / max(1, n), 'share')} turned away for overload."
     return FigureSpec("load", f"Load ({w.width_s:g} s windows)", "requests, 1/s", tuple(traces), text,
                       table=pd.DataFrame({"t_s": w.starts, **rates}))

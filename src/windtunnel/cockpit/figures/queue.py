@@ -22,7 +22,9 @@ def build(run: Run, *, baseline: Run | None = None, slo: dict[str, Any] | None =
     waits = pd.to_numeric(run.requests["control_queue_s"], errors="coerce").dropna()
     longest = max((float(y.max(initial=0)) for _, y in lanes.values()), default=0.0)
     text = f"At most {longest:.0f} requests waited at once." if lanes else "No data: the run has no series of the queue."
-    if len(waits):
+    if lanes and not longest and not waits.any():
+        text = "Nobody waited."
+    elif len(waits):
         text += f" Dispatched requests had waited {waits.mean():.3g} s on average."
     table = pd.DataFrame({"t_s": next(iter(lanes.values()))[0], **{k: y for k, (_, y) in lanes.items()}}) if lanes else pd.DataFrame()
-    return FigureSpec("queue", "Queue", "requests waiting", tuple(traces), text, table=table)
+    return FigureSpec("queue", "Queue", "requests waiting", tuple(traces), text, table=table, counts=True)

@@ -36,7 +36,7 @@ def build(run: Run, *, baseline: Run | None = None, slo: dict[str, Any] | None =
     if ready is None:
         text = "No data: the run has no series of replicas."
     elif ready.min() == ready.max():
-        text = f"{ready.max():.0f} replicas ready throughout."
+        text = f"{ready.max():.0f} replica{'' if ready.max() == 1 else 's'} ready throughout."
     else:
         text = f"Between {ready.min():.0f} and {ready.max():.0f} replicas ready, {ready.mean():.1f} on average."
-    return FigureSpec("replicas", "Replicas", "replicas", tuple(traces), text, table=pd.DataFrame(table))
+    return FigureSpec("replicas", "Replicas", "replicas", tuple(traces), text, counts=True, table=pd.DataFrame(table))

@@ -37,7 +37,8 @@ class Trace:
 
 @dataclass(frozen=True)
 class FigureSpec:
-    """A figure as data. text: one or two sentences with numbers; lines: (y, label) drawn dotted; y_range: fixed range or None."""
+    """A figure as data. text: one or two sentences with numbers; lines: (y, label) drawn dotted; y_range: fixed range or None;
+    counts: whole things on the y axis, which has no marks between them."""
 
     name: str
     title: str
@@ -50,6 +51,7 @@ class FigureSpec:
     bands: tuple[tuple[float, float, str], ...] = ()
     y_range: tuple[float, float] | None = None
     log_x: bool = False
+    counts: bool = False
     table: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     def layout(self, theme: str = "light") -> dict[str, Any]:
@@ -61,7 +63,9 @@ class FigureSpec:
         out["xaxis"]["title"]["text"] = self.x_title
         out["yaxis"]["title"]["text"] = self.y_title
         if self.log_x:
-            out["xaxis"]["type"] = "log"
+            out["xaxis"] |= {"type": "log", "dtick": "D2" if self._decades() < 3 else 1}
+        if self.counts and max((float(np.nanmax(t.y, initial=0.0)) for t in self.traces), default=0.0) <= 8:
+            out["yaxis"]["dtick"] = 1
         if self.y_range:
             out["yaxis"]["range"] = list(self.y_range)
         grey = palette.TEXT[theme]
@@ -75,8 +79,16 @@ class FigureSpec:
         out["annotations"] = [
             {"xref": "paper", "x": 1, "y": y, "text": label, "showarrow": False, "xanchor": "right", "yanchor": "bottom", "font": {"size": 11}}
             for y, label in self.lines
+        ] + [
+            {"x": a, "yref": "paper", "y": 0, "text": label, "showarrow": False, "xanchor": "left", "yanchor": "bottom", "font": {"size": 10}}
+            for a, _, label in self.bands
         ]
         return out
+
+    def _decades(self) -> float:
+        """How many powers of ten the x values span."""
+        xs = np.concatenate([t.x[t.x > 0] for t in self.traces]) if self.traces else np.ones(1)
+        return float(np.log10(xs.max() / xs.min())) if len(xs) else 0.0
 
     def plotly_traces(self, theme: str = "light") -> list[dict[str, Any]]:
         """Traces as plotly JSON with decimated NumPy arrays."""

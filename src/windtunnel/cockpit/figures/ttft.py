@@ -25,7 +25,7 @@ def percentile_figure(run: Run, baseline: Run | None, slo: dict[str, Any] | None
     if baseline is not None:
         b = Windows(baseline)
         traces.append(Trace("p99 (pinned)", b.starts, b.percentile(column, 99.0), role="p99", dash="dash"))
-    values = pd.to_numeric(w.rows[column], errors="coerce").dropna().to_numpy(dtype=float)
+    values = pd.to_numeric(w.rows[column][w.counted], errors="coerce").dropna().to_numpy(dtype=float)
     bound = bounds_of(run, slo).get(column)
     marks = ((bound, f"SLO {bound:g} s"),) if bound is not None else ()
     return FigureSpec(name, f"{title} ({w.width_s:g} s windows)", unit, tuple(traces), _sentence(title, values, lines["p99"], w, bound),
@@ -36,13 +36,13 @@ def _sentence(title: str, values: np.ndarray, p99: np.ndarray, w: Windows, bound
     if not len(values):
         return "No data: no request has this time."
     text = f"{title} p50 {fmt(float(np.percentile(values, 50)), 's')}, p99 {fmt(float(np.percentile(values, 99)), 's')} over the run"
-    known = ~np.isnan(p99)
+    known = ~np.isnan(p99) & w.settled
     if bound is None or not known.any():
         return text + "."
     over = known & (p99 > bound)
     if not over.any():
         return f"{text}; the windows' p99 stays within the SLO of {bound:g} s throughout."
-    worst = int(np.nanargmax(p99))
+    worst = int(np.nanargmax(np.where(known, p99, np.nan)))
     return (f"{text}; p99 above the SLO of {bound:g} s in {int(over.sum())} of {int(known.sum())} windows, "
             f"worst {fmt(float(p99[worst]), 's')} at {clock(float(w.starts[worst]))}.")
 

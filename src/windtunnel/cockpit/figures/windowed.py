@@ -24,7 +24,10 @@ def span_s(run: Run) -> float:
 
 
 class Windows:
-    """Equal windows over a run; `starts` (s), `width_s`, and per-request window numbers."""
+    """Equal windows over a run; `starts` (s), `width_s`, and per-request window numbers.
+
+    counted: the requests that numbers are made of, those of warm-up and cool-down are drawn only; settled: the windows that have some.
+    """
 
     def __init__(self, run: Run) -> None:
         self.rows = run.requests
@@ -33,6 +36,8 @@ class Windows:
         self.n = int(arrived.max() // self.width_s) + 1 if len(arrived) else 0
         self.index = (arrived // self.width_s).astype(int) if len(arrived) else np.array([], int)
         self.starts = np.arange(self.n) * self.width_s
+        self.counted = ~self.rows["marked"].fillna(False).to_numpy(dtype=bool)
+        self.settled = np.bincount(self.index[self.counted], minlength=self.n) > 0
 
     def count(self, mask: np.ndarray) -> np.ndarray:
         """Requests in `mask` per second, by window."""

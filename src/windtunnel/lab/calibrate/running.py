@@ -15,10 +15,11 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from windtunnel.errors import ConfigValueError, EngineUnavailableError
+from windtunnel.errors import EngineUnavailableError
 from windtunnel.lab.calibrate.engine_profile import EngineProfile, errors, fit, medians, merged, observed, plan
 from windtunnel.lab.calibrate.probe import Cell, Measured, Probe
 from windtunnel.live.engines import make_engine
+from windtunnel.live.fleet import address
 from windtunnel.policy.param import check_number
 
 DEFAULT_SLOTS = 4
@@ -60,8 +61,7 @@ def calibrate(kind: str, url: str, *, model: str = "", slots: int | None = None,
     check_number("budget_s", budget_s, above=0.0)
     if slots is not None:
         check_number("slots", slots, lo=1, whole=True)
-    if not url:
-        raise ConfigValueError("url", "expected the address of a running engine")
+    url = address(url, "url", kind)
     work = partial(_calibrate, kind, url, model, slots, budget_s, seed, full, options or {}, tell or (lambda text: None))
     with ThreadPoolExecutor(1) as thread:  # a notebook's own loop runs in this one
         return thread.submit(lambda: asyncio.run(work())).result()
@@ -73,7 +73,7 @@ async def _calibrate(kind: str, url: str, model: str, slots: int | None, budget_
     engine = make_engine(kind, url, name="calibrate", model=model, slots=slots, options=options)
     try:
         probe = Probe(engine, seed)
-        await probe.check()
+        await _reachable(probe, kind, url)
         can = await engine.capabilities()
         slots = slots or can.slots or DEFAULT_SLOTS
         fitted, held = plan(slots, can.ctx_tokens, full)
@@ -88,6 +88,16 @@ async def _calibrate(kind: str, url: str, model: str, slots: int | None, budget_
         raise EngineUnavailableError(f"no held-back request was answered: {checked[0].failed[0] if checked and checked[0].failed else 'no time'}")
     table = errors(profile, checked)
     return Calibration(profile, table, medians(table), time.perf_counter() - begun, rounds)
+
+
+async def _reachable(probe: Probe, kind: str, url: str) -> None:
+    """Raises EngineUnavailableError that says who was asked at which address, unless a short request is answered."""
+    try:
+        await probe.check()
+    except EngineUnavailableError as error:
+        error.where = url
+        error.hint = f"is a {kind} engine running there, and is it of that kind?"
+        raise
 
 
 async def _rounds(probe: Probe, fitted: list[Cell], held: list[Cell], until: float,

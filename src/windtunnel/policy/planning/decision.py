@@ -7,7 +7,15 @@ from collections.abc import Mapping, Sequence
 from windtunnel.effects import NOTHING, Effect, Note
 from windtunnel.policy.planning.boundary import fit_plan
 from windtunnel.policy.planning.contract import ObservationData, PredictionData
-from windtunnel.policy.planning.diagnostics import PREDICT, TickDiagnostics, decisive_reason, describe, merge_reasons, newly_scored
+from windtunnel.policy.planning.diagnostics import (
+    PREDICT,
+    TickDiagnostics,
+    decisive_reason,
+    describe,
+    merge_reasons,
+    newly_scored,
+    out_of_reach,
+)
 from windtunnel.policy.planning.planner_state import as_notes
 from windtunnel.policy.planning.pool_events import PoolEvents
 from windtunnel.policy.planning.reasons import PlanReason
@@ -50,6 +58,8 @@ class Decision(PoolEvents):
         else:
             planned, reasons = self._bounded(outcome, tick_at, now)
             made = self._decided(planned, reasons, outcome, now)
+            for component in out_of_reach(self.settings, self.plugins):
+                reasons[component].append(PlanReason.SLO_INFEASIBLE.value)
         told = {c: tuple(why) for c, why in reasons.items()}
         diagnostics = TickDiagnostics(self.ticks, tick_at, now, outcome.action)
         self._last = describe(diagnostics, outcome, baseline, planned, told, self.plugins, self._observed)

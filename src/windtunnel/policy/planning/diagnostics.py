@@ -12,6 +12,7 @@ from windtunnel.policy.planning.forecast import Score
 from windtunnel.policy.planning.merge import MergeOutcome
 from windtunnel.policy.planning.reasons import LoadReason, PlanReason, ThroughputReason
 from windtunnel.policy.planning.said import observed_plain, said_plain
+from windtunnel.policy.planning.settings import PlannerSettings
 from windtunnel.policy.planning.tick_outcome import TickOutcome
 
 LOAD, THROUGHPUT, PREDICT = "builtin_load_propose", "builtin_throughput_propose", "builtin_load_predict"
@@ -20,8 +21,9 @@ GUARDS = {HOLD, RECONCILE}
 
 @dataclass(slots=True)
 class TickDiagnostics:
-    """One tick. components: by name: baseline, proposed, reconciled, constrained, planned, winner, clamps, ready, starting, draining,
-    expected and the three kinds of reasons. forecast: errors of past ones by field; reason: why a tick that ended early did.
+    """One tick. components: by name: baseline, proposed, reconciled, constrained, planned, winner, proposer, told (by that), clamps,
+    ready, starting, draining, expected and the three kinds of reasons.
+    forecast: errors of past ones by field; reason: why a tick that ended early did.
 
     observed, predictions, answers: what was seen, predicted and said, as it was; `plain` writes them flat.
     """
@@ -82,6 +84,8 @@ def describe(diagnostics: TickDiagnostics, outcome: TickOutcome, baseline: Mappi
             known = row[name] = numbers[name].get(component, known)
         row["planned"] = planned.get(component, base)
         row["winner"] = _winner(component, outcome)
+        row["proposer"] = proposer = _proposer(component, outcome)
+        row["told"] = _told(component, proposer, plugins)
         row["clamps"] = [f"{c.bound} {c.plugin_id}" for _, m in stages if m for c in m.clamped if c.component == component]
         row["plan_reasons"] = list(reasons.get(component, ())) or [PlanReason.UNCHANGED.value]
         guarded = next((r for r in row["plan_reasons"] if r in GUARDS), None)
@@ -112,12 +116,19 @@ def merge_reasons(component: str, outcome: TickOutcome, plugins: Mapping[str, An
 
 
 def decisive_reason(component: str, reasons: Sequence[str], outcome: TickOutcome, plugins: Mapping[str, Any]) -> str:
-    """Why a count changes, in a word: what bounded the plan, else what the plugin said that decided."""
+    """Why a count changes: what bounded the plan, in a word, else what the plugin said that decided; both if that is more than a word."""
+    proposer = _proposer(component, outcome)
     if reasons[0] != PlanReason.APPLIED:
-        return reasons[0]
-    decided = outcome.propose.winners.get(component, "") if outcome.propose is not None else ""
-    said: str = getattr(plugins.get(decided), "reasons", {}).get(component, "")
+        told = _told(component, proposer, plugins)
+        return f"{reasons[0]}; {told}" if told else reasons[0]
+    said: str = getattr(plugins.get(proposer), "reasons", {}).get(component, "")
     return said or reasons[0]
+
+
+def out_of_reach(settings: PlannerSettings, plugins: Mapping[str, Any]) -> list[str]:
+    """Components of which not even a replica with a single request meets the SLO: more of them would not either."""
+    eligible: Mapping[str, bool] = getattr(plugins.get(THROUGHPUT), "eligible", {}) if settings.throughput_on else {}
+    return [settings.component(role) for role in settings.roles if eligible.get(role) is False]
 
 
 _PLAN = frozenset(r.value for r in PlanReason)
@@ -134,6 +145,17 @@ def _winner(component: str, outcome: TickOutcome) -> str:
         if who:
             return who
     return ""
+
+
+def _proposer(component: str, outcome: TickOutcome) -> str:
+    """Who decided what was proposed, before later stages bounded it."""
+    return outcome.propose.winners.get(component, "") if outcome.propose is not None else ""
+
+
+def _told(component: str, proposer: str, plugins: Mapping[str, Any]) -> str:
+    """Why, in its own words, if it is no built-in loop: those have reasons of their own columns."""
+    said = "" if proposer in (LOAD, THROUGHPUT) else getattr(plugins.get(proposer), "reasons", {}).get(component, "")
+    return said if isinstance(said, str) else ""
 
 
 def _loop_reason(component: str, outcome: TickOutcome, plugin_id: str, plugins: Mapping[str, Any], guarded: str | None,
@@ -153,7 +175,7 @@ def _loop_reason(component: str, outcome: TickOutcome, plugin_id: str, plugins: 
         return said
     if guarded is not None:
         return guarded
-    decided = outcome.propose.winners.get(component, "") if outcome.propose is not None else ""
+    decided = _proposer(component, outcome)
     if decided in ("", plugin_id) or said == ThroughputReason.SET_LOWER_BOUND:
         return said
     if said == LoadReason.SCALE_DOWN and decided == THROUGHPUT:

@@ -76,6 +76,7 @@ class PlanReason(StrEnum):
     MERGE_FLOOR = "merge_floor"
     MERGE_CEILING = "merge_ceiling"
     BOUNDS_CONFLICT = "bounds_conflict"
+    SLO_INFEASIBLE = "slo_infeasible"
 
 
 _RANK = {LoadReason.SCALE_UP: 4, LoadReason.SCALE_DOWN_CAPPED_BY_THROUGHPUT: 3, LoadReason.SCALE_DOWN: 2, LoadReason.NO_CHANGE: 1}

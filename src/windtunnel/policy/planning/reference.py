@@ -64,7 +64,12 @@ class ReferenceHpa:
             return ACCEPTED
         values = self._values(request, ready)
         wish = n if values is None else self._wish(n, ready, values)
-        return StageResponse(_set(self.component, self.limited(n, wish, request.tick_at)))
+        known = [v for v in values or () if v is not None]
+        seen_text = f"{sum(known) / len(known):.4g} per replica" if known else "not known"
+        return self._answered(f"{self.metric} {seen_text}, target {self.target:.4g}", wish, self.limited(n, wish, request.tick_at))
+
+    def _answered(self, why: str, wish: int, n: int) -> StageResponse:
+        return _set(self, f"{why}: wants {wish}" + (f", {n} within its limits" if n != wish else ""), n)
 
     def _wish(self, n: int, ready: int, values: Sequence[float | None]) -> int:
         known = [v for v in values if v is not None]
@@ -150,13 +155,14 @@ class KedaLike(ReferenceHpa):
         at = request.tick_at
         if queue > 0 or self._active_s is None:
             self._active_s = at
+        why = f"queue {queue:.4g} in all, target {self.target:.4g} per replica"
         if n == 0:
-            return StageResponse(_set(self.component, 1 if queue > 0 else 0))
+            return self._answered(why, 1 if queue > 0 else 0, 1 if queue > 0 else 0)
         if self.least == 0 and queue <= 0 and at - self._active_s >= self.cooldown_s - 1e-9:
-            return StageResponse(_set(self.component, 0))
+            return self._answered(f"queue empty for {at - self._active_s:.4g} s", 0, 0)
         ratio = queue / (self.target * n)
         wish = n if abs(ratio - 1) <= TOLERANCE else max(1, ceil_safe(queue / self.target))
-        return StageResponse(_set(self.component, max(1, self.limited(n, wish, at))))
+        return self._answered(why, wish, max(1, self.limited(n, wish, at)))
 
     def _queue(self, request: StageRequest, ready: int) -> float | None:
         engines = request.ctx.observations.fpm if request.ctx.observations else None
@@ -200,8 +206,10 @@ class ReferenceKpa:
         short = [v for t, v in self._samples if t > at - self.panic_s + 1e-9]
         if not short:
             return ACCEPTED
-        stable = sum(v for _, v in self._samples) / len(self._samples)
-        return StageResponse(_set(self.component, self.desired(state.ready, stable, sum(short) / len(short), at)))
+        stable, quick = sum(v for _, v in self._samples) / len(self._samples), sum(short) / len(short)
+        n = self.desired(state.ready, stable, quick, at)
+        shown = f"{quick:.4g} in all, in panic" if self._panic_at is not None else f"{stable:.4g} in all"
+        return _set(self, f"concurrency {shown}, target {self.target:.4g} per replica: wants {n}", n)
 
     def desired(self, ready: int, stable: float, panic: float, at: float) -> int:
         """Replicas for the two averages of total concurrency."""
@@ -223,8 +231,10 @@ def perfect_fleet(rates_rps: Sequence[float], capacity_rps: float) -> list[int]:
     return [ceil_safe(rate / capacity_rps) for rate in rates_rps]
 
 
-def _set(component: str, n: int) -> Override:
-    return Override((ComponentTarget(component, n),), f"{component}: reference")
+def _set(plugin: ReferenceHpa | ReferenceKpa, why: str, n: int) -> StageResponse:
+    """The count, with metric, value and target as its reason; the order that follows from it carries it too."""
+    plugin.reasons[plugin.component] = why
+    return StageResponse(Override((ComponentTarget(plugin.component, n),), why))
 
 
 def _drop(samples: deque[tuple[float, int]] | deque[tuple[float, float]], until: float) -> None:

@@ -109,6 +109,8 @@ class PlannerSettings:
         for role in self.pools:
             if role not in ("agg", "prefill", "decode"):
                 raise refuse(f"planner.pools.{role}", "unknown role; expected agg, prefill or decode")
+            if (role == "agg") != (self.mode == "agg"):  # of prefill and decode one alone may be sized, and the other shown
+                raise refuse(f"planner.pools.{role}", f"mode {self.mode} has no role {role}; it would be read by nobody")
         names = [self.component(role) for role in self.roles]
         if len(set(names)) != len(names):
             raise refuse("planner.pools", f"two pools are named {names[0]!r}")

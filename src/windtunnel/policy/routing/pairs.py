@@ -50,7 +50,7 @@ class PairsConfig:
         first, second = sides_of(ctx.pools)
         for role, pools in (("prefill", first), ("decode", second)):
             if not pools:
-                raise ConfigValueError("routing", f"pairs need a pool of role {role}", hint=f"give a pool `role: {role}`")
+                raise ConfigValueError("control.routing", f"pairs need a pool of role {role}", hint=f"give a pool `role: {role}`")
 
         def router(kind: str, pools: tuple[PoolFacts, ...]) -> Any:
             return _side(kind).build(BuildContext(ctx.rng, ctx.tenants, pools, ctx.slo, ctx.wants))

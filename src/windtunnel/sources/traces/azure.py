@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 
-from windtunnel.sources.traces.lines import Faults, RowFault, read, whole_text
+from windtunnel.sources.traces.lines import Faults, RowFault, not_header, read, whole_text
 from windtunnel.sources.traces.row import INT32_MAX, TraceRow, batch_of
 
 NAMES = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
@@ -27,7 +27,7 @@ TICKS = 10_000_000  # of 100 ns, the files' resolution
 
 def refuses(path: Path, first: bytes) -> str | None:
     """Why this is no such file, or None."""
-    return None if first.rstrip(b"\r\n") == HEADER else f"the first line is not {HEADER.decode()}"
+    return not_header(first, NAMES)
 
 
 def batches(path: Path, faults: Faults) -> Iterator[pa.RecordBatch]:

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from windtunnel.sources.traces.azure import fields_of, ids, in_range, read_plain_csv
-from windtunnel.sources.traces.lines import Faults, RowFault, read, seconds, whole_text
+from windtunnel.sources.traces.lines import Faults, RowFault, not_header, read, seconds, whole_text
 from windtunnel.sources.traces.row import TraceRow, batch_of
 
 NAMES = ("arrival_s", "input_tokens", "output_tokens")
@@ -18,7 +18,7 @@ HEADER = ",".join(NAMES).encode()
 
 def refuses(path: Path, first: bytes) -> str | None:
     """Why this is no such file, or None."""
-    return None if first.rstrip(b"\r\n") == HEADER else f"the first line is not {HEADER.decode()}"
+    return not_header(first, NAMES)
 
 
 def batches(path: Path, faults: Faults) -> Iterator[pa.RecordBatch]:

@@ -21,6 +21,7 @@ from windtunnel.sources.traces.row import BATCH_ROWS, INT32_MAX, TraceRow, batch
 OnError = Literal["raise", "skip", "collect"]
 MAX_KEPT = 1000
 DIGITS = re.compile(r"[+-]?[0-9]{1,20}")
+NEARLY = "nearly, but "  # opens a refusal of what was meant to be the format
 
 
 class RowFault(Exception):
@@ -129,6 +130,22 @@ def _chunks(path: Path, header: bytes | None, faults: Faults) -> Iterator[tuple[
             return
     if chunk:
         yield first, chunk
+
+
+def not_header(first: bytes, names: Sequence[str]) -> str | None:
+    """Why a first line is not the heading of these columns, or None. What is nearly it is told as what is missing or too much."""
+    text = first.decode("utf-8", "replace").rstrip("\r\n")
+    got = [word.strip().strip('"') for word in text.removeprefix("\ufeff").replace(";", ",").replace("\t", ",").split(",")]
+    if text == ",".join(names):
+        return None
+    missing, more = [n for n in names if n not in got], [g for g in got if g not in names]
+    if len(missing) == len(names):
+        return f"the first line is not {','.join(names)}"
+    if missing:
+        return f"{NEARLY}the first line has no {' and no '.join(missing)}"
+    if more:
+        return f"{NEARLY}the first line has columns too many: {', '.join(more)}"
+    return f"{NEARLY}the first line must read exactly {','.join(names)}, with commas and no byte order mark"
 
 
 def whole(field: str, value: Any, *, lo: int = 0) -> int:

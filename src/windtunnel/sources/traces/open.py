@@ -14,12 +14,13 @@ import pyarrow as pa
 
 from windtunnel.errors import ConfigFileError, ConfigValueError, TraceEmptyError, TraceFormatError, TraceRowError
 from windtunnel.sources.traces import azure, lengths_csv, mooncake, own
-from windtunnel.sources.traces.lines import Faults, OnError, open_bytes
+from windtunnel.sources.traces.lines import NEARLY, Faults, OnError, open_bytes
 from windtunnel.sources.traces.row import BATCH_ROWS, SCHEMA, TraceRow, batch_from_rows, rows_of
 
 if TYPE_CHECKING:
     from windtunnel.sources.traces.card import Card
 
+HEADINGS = {"azure": azure.NAMES, "lengths": lengths_csv.NAMES}
 Batches = Callable[[], Iterator[pa.RecordBatch]]
 
 
@@ -151,6 +152,10 @@ def _format_of(path: Path, first: bytes, wanted: str) -> str:
     fitting = [name for name, reason in reasons.items() if reason is None]
     if len(fitting) == 1:
         return fitting[0]
+    near = {name: reason.removeprefix(NEARLY) for name, reason in reasons.items() if reason is not None and reason.startswith(NEARLY)}
+    if near and not fitting:
+        name, reason = next(iter(near.items()))
+        raise TraceFormatError(f"{reason}; the format {name} begins with {','.join(HEADINGS[name])}", where=str(path))
     found = "; ".join(f"{name}: {reason}" for name, reason in reasons.items()) if not fitting else f"could be {' or '.join(fitting)}"
     raise TraceFormatError(f"unknown trace format ({found})" if wanted == "auto" else f"not of the format {found}", where=str(path))
 
