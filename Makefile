@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 JOBS ?= 2
 
-.PHONY: run test lint types unit notebooks lab validate bench bench-peers test-vllm test-slow nightly screens clean
+.PHONY: compiled run test lint types unit notebooks lab validate bench bench-peers test-vllm test-slow nightly screens clean
 
 run: $(STAMP)
 	$(BIN)/windtunnel compare azure-chat azure-chat@tuned --replications 1 --out out --report out/report.html
@@ -20,20 +20,24 @@ lint: $(STAMP)
 types: $(STAMP)
 	$(BIN)/mypy
 
-unit: $(STAMP)
-	REQUIRE_REAL_LLAMA=1 WINDTUNNEL_FROZEN=1 $(BIN)/python -m pytest tests -n $(JOBS) -m "not slow and not screens" --ignore tests/notebooks
-	$(BIN)/python -m pytest tests/parity -n $(JOBS) -m "not slow and not screens"
+# Simulations take half the time compiled; without a C compiler plain Python does the same.
+compiled: $(STAMP)
+	-$(BIN)/windtunnel compile
 
-notebooks: $(STAMP)
+unit: compiled
+	REQUIRE_COMPILED=$(if $(shell command -v cc),1) REQUIRE_REAL_LLAMA=1 WINDTUNNEL_FROZEN=1 $(BIN)/python -m pytest tests -n $(JOBS) -m "not slow and not screens" --ignore tests/notebooks
+	REQUIRE_COMPILED=$(if $(shell command -v cc),1) $(BIN)/python -m pytest tests/parity -n $(JOBS) -m "not slow and not screens"
+
+notebooks: compiled
 	WINDTUNNEL_FAST=1 $(BIN)/python -m pytest --nbmake --nbmake-timeout=120 notebooks -n $(JOBS)
 
-lab: $(STAMP)
+lab: compiled
 	$(BIN)/jupyter lab notebooks
 
-validate: $(STAMP)
+validate: compiled
 	$(BIN)/python -m windtunnel.lab.validation --out data/VALIDATION.md --html out/validation.html --processes $(JOBS)
 
-bench: $(STAMP)
+bench: compiled
 	$(BIN)/python sims/bench/engine.py
 	$(BIN)/python sims/bench/control.py
 	$(BIN)/python sims/bench/scheduling.py
@@ -47,16 +51,16 @@ bench: $(STAMP)
 	$(BIN)/python sims/bench/million.py
 	$(BIN)/python sims/bench/live.py
 
-bench-peers: $(STAMP)
+bench-peers: compiled
 	$(BIN)/python sims/bench/engine.py --peers
 
 test-vllm: $(STAMP)
 	$(BIN)/python -m pytest tests/engines/test_vllm_real.py -m slow -rs
 
-test-slow: $(STAMP)
+test-slow: compiled
 	REQUIRE_REAL_LLAMA=1 WINDTUNNEL_FROZEN=1 $(BIN)/python -m pytest tests -n $(JOBS) -m slow
 
-nightly: $(STAMP)
+nightly: compiled
 	HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest tests/property -n $(JOBS) -rP --timeout 3600
 
 screens: $(STAMP)
@@ -69,4 +73,4 @@ $(STAMP): requirements.lock pyproject.toml
 	touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) out runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) src/windtunnel/_compiled out runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -181,6 +181,7 @@ def doctor() -> Answer:
 
     Example: `windtunnel doctor`
     """
+    from windtunnel import compiled
     from windtunnel.lab.locate import bundled, data_folders
 
     packages = {}
@@ -192,13 +193,16 @@ def doctor() -> Answer:
     extras = {extra: all(find_spec(module) is not None for module in modules) for extra, modules in _EXTRAS.items()}
     files = sum(1 for folder in data_folders(Path())[-1:] if folder.is_dir() for path in folder.rglob("*") if path.is_file())
     result = {"version": version(), "code_digest": code_digest(), "python": platform.python_version(), "platform": platform.platform(),
-              "executable": sys.executable, "packages": packages, "extras": extras, "data_files": files, "scenarios": len(bundled())}
+              "executable": sys.executable, "packages": packages, "extras": extras, "compiled": compiled.in_use(),
+              "data_files": files, "scenarios": len(bundled())}
     missing = [name for name, found in packages.items() if found == "missing"]
     lines = [version(), f"python {result['python']} on {result['platform']}", *(f"  {k} {v}" for k, v in packages.items()),
+             f"hot path: {'compiled' if compiled.in_use() else 'plain Python, ' + str(compiled.why_not())}",
              "extras " + ", ".join(f"{name} {'yes' if found else 'no'}" for name, found in extras.items()),
              f"{files} data files, {result['scenarios']} scenarios"]
     return Answer(result, "\n".join(lines), 1 if missing else 0)
 
 
-_EXTRAS = {"lab": ("jupyterlab",), "gateway": ("starlette", "uvicorn"), "grpc": ("grpc",), "tune": ("optuna",), "cluster": ("dask",),
+_EXTRAS = {
+    "lab": ("jupyterlab",), "gateway": ("starlette", "uvicorn"), "grpc": ("grpc",), "compiled": ("mypyc",), "tune": ("optuna",), "cluster": ("dask",),
            "k8s": ("kr8s",), "wasm": ("wasmtime",), "engine-llamacpp": ("xllamacpp",)}

@@ -13,8 +13,8 @@ from windtunnel import compiled
 
 FLIGHTS = {
     "tenant-flood": ["duration_s=20"], "disaggregated": ["duration_s=30"], "retry-storm": ["duration_s=60"], "planner-step": ["duration_s=200"],
-    "peer-chat-10k": ["duration_s=60", "fleet.pools.chat.engine.num_blocks=1500"], "spot-loss": ["duration_s=60"],
-    "mooncake-conversation": ["duration_s=30"], "data-pipeline": [],
+    "peer-chat-10k": ["duration_s=60", "fleet.pools.chat.engine.num_blocks=1500"], "spot-loss": ["duration_s=150"],
+    "mooncake-conversation": ["duration_s=90"], "data-pipeline": [],
 }
 CODE = """
 import hashlib, json, sys

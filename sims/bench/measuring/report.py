@@ -10,6 +10,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from windtunnel import compiled
+
 PACKAGES = ("windtunnel", "simpy", "numpy", "pandas", "pyarrow")
 
 
@@ -19,7 +21,8 @@ def write(path: Path | None, speed: Mapping[str, Any], simulated: Mapping[str, A
         return
     processor = [line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     told = {
-        "speed": speed, "simulated": simulated, "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
+        "speed": speed, "simulated": simulated, "form": "compiled" if compiled.in_use() else "plain Python",
+        "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
         "machine": {"processor": processor[0] if processor else platform.machine(), "cores": os.cpu_count()},
         "load_average": os.getloadavg()[0],
     }

@@ -117,7 +117,8 @@ class Summary:
         return out
 
     def __repr__(self) -> str:
-        lines = (f"Summary of {self._meta.run_id}   {self.values['offered']:,} requests", self.text, *timing_lines(self._meta.provenance))
+        lines = (f"Summary of {self._meta.run_id}   {self.values['offered']:,} requests", self.text,
+                 *(part for line in timing_lines(self._meta.provenance) for part in wrapped(line)))
         return "\n".join((*lines, "next    .values · .table · .to_dict()"))
 
     def _repr_html_(self) -> str:
