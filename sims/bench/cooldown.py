@@ -19,7 +19,7 @@ from windtunnel.effects import WakeAt
 from windtunnel.events import Woke
 from windtunnel.policy.admission.aimd import Aimd
 from windtunnel.policy.admission.endpoints import RequestAdmissionConfig
-from windtunnel.policy.admission.request import RequestLease
+from windtunnel.policy.admission.lease import RequestLease
 from windtunnel.policy.admission.waiters import Granted, RequestItem, Waiting
 from windtunnel.policy.admission.waiting import WaitingAdmission
 from windtunnel.policy.tasks.bounded_borrow import BoundedBorrow

@@ -32,7 +32,7 @@ MODULES = (
         "conserved", "egress", "fittings", "handover", "intake", "members", "prefill_first", "priority_line", "progress", "reports", "room", "runs",
         "sarathi", "static", "timing", "vllm")),
     *(f"policy.{name}" for name in (
-        "book", "control", "endings", "expiry", "flow", "open_request", "outcomes", "preemption", "quarantine", "timers",
+        "book", "control", "endings", "expiry", "flow", "open_request", "preemption", "quarantine", "timers",
         "admission.completion_rate",
         "admission.request", "admission.endpoints", "admission.waiting", "routing.fleet", "routing.replica", "routing.roll")),
     "lab.originals", "lab.recorder",

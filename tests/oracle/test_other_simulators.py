@@ -18,7 +18,7 @@ from windtunnel.sim.stepmodels.two_regime import TwoRegime
 
 sys.path.append(str(Path(__file__).parents[2] / "sims" / "bench"))
 
-import side_by_side
+from measuring import side_by_side
 
 NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "10-calibrate.ipynb"
 

@@ -12,7 +12,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from windtunnel.policy.admission.aimd import Aimd
 from windtunnel.policy.admission.breaker import Breaker, BreakerGate
 from windtunnel.policy.admission.denial import Denial
-from windtunnel.policy.admission.request import RequestAdmission, RequestLease
+from windtunnel.policy.admission.lease import RequestLease
+from windtunnel.policy.admission.request import RequestAdmission
 from windtunnel.policy.param import BuildContext
 
 OUTCOMES = ("success", "rate_limited", "provider_failure", "provider_timeout", "local_cancelled", "local_timeout", "unexpected_exception")

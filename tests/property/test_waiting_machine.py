@@ -13,7 +13,7 @@ from windtunnel.policy.admission.aimd import Aimd
 from windtunnel.policy.admission.breaker import Breaker, BreakerGate
 from windtunnel.policy.admission.denial import Denial
 from windtunnel.policy.admission.endpoints import RequestAdmissionConfig
-from windtunnel.policy.admission.request import RequestLease
+from windtunnel.policy.admission.lease import RequestLease
 from windtunnel.policy.admission.resource import RequestResourceKey, ResourceKey
 from windtunnel.policy.admission.waiters import AlreadyGranted, Expired, Granted, RequestItem, UnknownWaiter, WaiterCancelled, Waiting
 from windtunnel.policy.admission.waiting import WaitingAdmission

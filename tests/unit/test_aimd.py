@@ -7,8 +7,9 @@ import pytest
 from windtunnel.errors import ConfigValueError
 from windtunnel.policy.admission.aimd import Aimd, AimdLimit
 from windtunnel.policy.admission.denial import Denial
+from windtunnel.policy.admission.lease import RequestLease
 from windtunnel.policy.admission.limit import Fixed, LimitChange, NoLimit, Sample, Unlimited
-from windtunnel.policy.admission.request import RequestAdmission, RequestLease
+from windtunnel.policy.admission.request import RequestAdmission
 from windtunnel.policy.param import BuildContext
 
 

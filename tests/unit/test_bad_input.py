@@ -17,9 +17,10 @@ from windtunnel.policy.admission.aimd import Aimd
 from windtunnel.policy.admission.denial import Denial
 from windtunnel.policy.admission.endpoints import RequestAdmissionConfig
 from windtunnel.policy.admission.gcra import Gcra
+from windtunnel.policy.admission.lease import RequestLease
 from windtunnel.policy.admission.limit import Fixed
 from windtunnel.policy.admission.quota import Need, Quotas, Reservation, TenantQuota
-from windtunnel.policy.admission.request import RequestAdmission, RequestLease
+from windtunnel.policy.admission.request import RequestAdmission
 from windtunnel.policy.admission.waiters import AlreadyGranted, RequestItem, UnknownWaiter, WaiterCancelled, Waiting
 from windtunnel.policy.admission.waiting import WaitingAdmission
 from windtunnel.policy.param import BuildContext

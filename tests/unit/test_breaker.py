@@ -8,8 +8,9 @@ from windtunnel.errors import ConfigValueError
 from windtunnel.policy.admission.aimd import Aimd
 from windtunnel.policy.admission.breaker import Breaker, BreakerGate
 from windtunnel.policy.admission.denial import Denial
+from windtunnel.policy.admission.lease import RequestLease
 from windtunnel.policy.admission.limit import Fixed
-from windtunnel.policy.admission.request import RequestAdmission, RequestLease
+from windtunnel.policy.admission.request import RequestAdmission
 from windtunnel.policy.param import BuildContext
 
 

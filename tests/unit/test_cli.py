@@ -230,7 +230,7 @@ def commands() -> list[list[str]]:
 
 def test_the_commands_are_these() -> None:
     assert {" ".join(c) for c in commands()} == {
-        "run", "compare", "show", "report", "replay", "drive", "calibrate", "engine up", "engine down", "engine list", "scenario check",
+        "run", "compare", "compile", "show", "report", "replay", "drive", "calibrate", "engine up", "engine down", "engine list", "scenario check",
         "scenario list", "scenario show", "scenario timing", "schema", "trace card", "trace convert", "stop", "sweep", "doctor", "planner explain",
         "planner audit"}
 
@@ -266,7 +266,7 @@ def test_CC_5_version_is_fast_and_names_the_code() -> None:
     before = os.times()
     done = subprocess.run([*MAIN, "--version"], capture_output=True, text=True, check=True, timeout=30)
     after = os.times()
-    assert re.fullmatch(r"windtunnel \S+, code [0-9a-f]{8}\n", done.stdout)
+    assert re.fullmatch(r"windtunnel \S+, code [0-9a-f]{8}, (compiled|plain Python)\n", done.stdout)
     assert after.children_user + after.children_system - before.children_user - before.children_system < 1.0
     heavy = "print(sorted({'pandas', 'pyarrow', 'numpy', 'pydantic'} & set(sys.modules)))"
     code = f"import sys; from windtunnel.cli import run_cli; run_cli(['--version']); {heavy}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,10 @@ def test_without_a_compiler_plain_python_goes_on_and_one_sentence_says_so(packag
     assert caught.value.exit_code == 1
 
 
+QUIET_FACTS = {"Refusal", "EngineState", "ForwardPass"}  # made and read, never compared by compiled code
+
+
+@cache
 def trees() -> dict[str, ast.Module]:
     return {path.relative_to(compiled.PACKAGE).as_posix().removesuffix(".py").replace("/", "."): ast.parse(path.read_text())
             for path in compiled.PACKAGE.rglob("*.py")}
@@ -95,6 +100,9 @@ def test_compiled_modules_hold_nothing_that_people_implement_or_that_is_read_by_
         for node in ast.walk(trees()[module]):
             if isinstance(node, ast.ClassDef):
                 assert "Protocol" not in bases(node), f"{module}.{node.name}: a compiled protocol refuses what only looks like it"
+            if isinstance(node, ast.ClassDef):
+                assert not [d for d in node.decorator_list if isinstance(d, ast.Name) and d.id == "fact"] or node.name in QUIET_FACTS, \
+                    f"{module}.{node.name}: facts are compared and read field by field; keep them in plain modules"
             if isinstance(node, ast.Name):
                 assert node.id != "Param", f"{module}: compiled classes lose their annotations, and sliders are made from them"
 

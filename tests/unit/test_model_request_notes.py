@@ -8,8 +8,9 @@ from collections import Counter
 from windtunnel.effects import Note
 from windtunnel.events import Arrived, Cancelled, Failed, Finished, ReplicaReady, Request, Started
 from windtunnel.lab.scenario import Scenario
+from windtunnel.policy.admission.lease import RequestLease
 from windtunnel.policy.admission.limit import Fixed
-from windtunnel.policy.admission.request import RequestAdmission, RequestLease
+from windtunnel.policy.admission.request import RequestAdmission
 from windtunnel.policy.control import Control
 from windtunnel.policy.param import BuildContext
 from windtunnel.policy.presets import default_control

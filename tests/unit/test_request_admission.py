@@ -11,8 +11,9 @@ from windtunnel.policy.admission import request as request_module
 from windtunnel.policy.admission.aimd import Aimd
 from windtunnel.policy.admission.breaker import Breaker, BreakerGate
 from windtunnel.policy.admission.denial import Denial
+from windtunnel.policy.admission.lease import RequestLease
 from windtunnel.policy.admission.limit import Fixed, Limit, Unlimited
-from windtunnel.policy.admission.request import RequestAdmission, RequestLease
+from windtunnel.policy.admission.request import RequestAdmission
 from windtunnel.policy.param import BuildContext
 
 CONTEXT = BuildContext()

@@ -12,8 +12,8 @@ from windtunnel.policy.admission.aimd import Aimd
 from windtunnel.policy.admission.breaker import Breaker, BreakerGate
 from windtunnel.policy.admission.denial import Denial
 from windtunnel.policy.admission.endpoints import RequestAdmissionConfig
+from windtunnel.policy.admission.lease import RequestLease
 from windtunnel.policy.admission.limit import Fixed
-from windtunnel.policy.admission.request import RequestLease
 from windtunnel.policy.admission.resource import RequestResourceKey
 from windtunnel.policy.admission.slots import SlotGate, Slots
 from windtunnel.policy.admission.waiters import AlreadyGranted, Expired, Granted, RequestItem, UnknownWaiter, WaiterCancelled, Waiting

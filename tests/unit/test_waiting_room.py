@@ -14,8 +14,8 @@ from windtunnel.live.waiting import WaitingRoom
 from windtunnel.policy.admission.aimd import Aimd
 from windtunnel.policy.admission.denial import Denial
 from windtunnel.policy.admission.endpoints import RequestAdmissionConfig
+from windtunnel.policy.admission.lease import RequestLease
 from windtunnel.policy.admission.limit import Fixed
-from windtunnel.policy.admission.request import RequestLease
 from windtunnel.policy.admission.waiters import RequestItem
 from windtunnel.policy.admission.waiting import WaitingAdmission
 

@@ -23,9 +23,9 @@ def placed(doc: Document) -> Iterator[None]:
         yield
     except ConfigError as error:
         path = path_of(error.message.partition(": ")[0], doc.data)
-        if not path and isinstance(error, ConfigFileError) and error.file:
-            path = next(_holders(doc.data, error.file, ()), ())
-            error.message = f"{dotted(path)}: {error.message}" if path else error.message
+        if isinstance(error, ConfigFileError) and error.file and (holder := next(_holders(doc.data, error.file, ()), ())):
+            error.message = f"{dotted(holder)}: {error.message.removeprefix(f'{dotted(path)}: ' if path else '')}"
+            path = holder
         if path and not error.where:
             label, error.where = place(doc, path)
             error.message = label + error.message

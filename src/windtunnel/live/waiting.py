@@ -14,7 +14,8 @@ from windtunnel.policy.admission.denial import Denial
 from windtunnel.policy.admission.waiters import AlreadyGranted, Expired, Granted, RequestItem, Waiting
 
 if TYPE_CHECKING:
-    from windtunnel.policy.admission.request import ReleaseReason, RequestLease
+    from windtunnel.policy.admission.lease import RequestLease
+    from windtunnel.policy.admission.request import ReleaseReason
     from windtunnel.policy.admission.waiting import WaitingAdmission
 
 Answer = Granted | Expired

@@ -18,7 +18,7 @@ from windtunnel.policy.routing.router import Choice, NoReplica
 from windtunnel.policy.view import Tally
 
 if TYPE_CHECKING:
-    from windtunnel.policy.admission.request import RequestLease
+    from windtunnel.policy.admission.lease import RequestLease
 
 
 class Flow(Expiry):

@@ -10,7 +10,7 @@ from windtunnel.policy.queueing.item import QueueItem
 from windtunnel.policy.view import Tally
 
 if TYPE_CHECKING:
-    from windtunnel.policy.admission.request import RequestLease
+    from windtunnel.policy.admission.lease import RequestLease
     from windtunnel.policy.lane import Lane
 
 WAITING, RUNNING, CLOSING = 0, 1, 2  # closing: the request has ended, its attempt has not

@@ -17,7 +17,7 @@ from windtunnel.policy.routing.router import Choice
 from windtunnel.policy.settings import ControlSettings
 
 if TYPE_CHECKING:
-    from windtunnel.policy.admission.request import RequestLease
+    from windtunnel.policy.admission.lease import RequestLease
 
 HARD, PREEMPTED = "hard", "preempted"
 MAX_PER_REQUEST = 2

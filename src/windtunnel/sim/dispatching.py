@@ -66,10 +66,14 @@ class Dispatching:
             return
         truth = request.truth
         output = truth.output_tokens if truth is not None else (request.max_tokens or 1)
-        if truth is not None and truth.service_s is not None:
-            attempt: Attempt = Job(request.id, effect.dispatch, request.input_tokens or 1, output, request.priority, truth.service_s)
-        else:
-            attempt = Attempt(request.id, effect.dispatch, request.input_tokens or 1, output, request.priority, request.blocks)
+        try:
+            if truth is not None and truth.service_s is not None:
+                attempt: Attempt = Job(request.id, effect.dispatch, request.input_tokens or 1, output, request.priority, truth.service_s)
+            else:
+                attempt = Attempt(request.id, effect.dispatch, request.input_tokens or 1, output, request.priority, request.blocks)
+        except TypeError:  # counts that are no whole numbers: the compiled form refuses them here, plain Python's engine at its door
+            self.fail(request.id, effect.dispatch, effect.replica, 400, "invalid_request")
+            return
         if effect.prefill is not None:
             self._submit_pair(effect, effect.prefill, attempt)
             return

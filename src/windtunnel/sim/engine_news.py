@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 from windtunnel.events import Failed, Finished, FirstToken, Started
-from windtunnel.policy.control import Control
 from windtunnel.sim.agenda import Agenda
 from windtunnel.sim.dispatching import Dispatching
 from windtunnel.sim.engine import Attempt
@@ -21,7 +20,7 @@ from windtunnel.sim.step_reports import REPORT_S, teller
 class EngineNews:
     """Makes the callbacks of every engine of a fleet. needs: what control and source ask to be told; progress: None if nobody asks for it."""
 
-    def __init__(self, control: Control, fleet: SimFleet, agenda: Agenda, dispatching: Dispatching, progress: ProgressReports | None,
+    def __init__(self, control: Any, fleet: SimFleet, agenda: Agenda, dispatching: Dispatching, progress: ProgressReports | None,
                  faults: Faults | None, needs: frozenset[str]) -> None:
         self._control, self._fleet, self._agenda, self._dispatching = control, fleet, agenda, dispatching
         self._progress, self._faults, self._needs = progress, faults, needs

@@ -10,7 +10,8 @@ from windtunnel.errors import ConfigValueError
 from windtunnel.policy.admission.aimd import Aimd
 from windtunnel.policy.admission.breaker import Breaker
 from windtunnel.policy.admission.denial import Denial, make_denial
-from windtunnel.policy.admission.request import ReleaseReason, RequestAdmission, RequestLease
+from windtunnel.policy.admission.lease import RequestLease
+from windtunnel.policy.admission.request import ReleaseReason, RequestAdmission
 from windtunnel.policy.admission.resource import RequestResourceKey, Resource, ResourceKey
 from windtunnel.policy.param import BuildContext, check_number
 
@@ -76,7 +77,7 @@ class EndpointAdmission(RequestAdmission):
         self.endpoints: dict[Any, Endpoint] = {}
         self._endpoint_of: dict[ResourceKey, Endpoint] = {}
 
-    def register(self, resource: ResourceKey, cap: int, now: float) -> None:
+    def register(self, resource: ResourceKey, cap: Any, now: float) -> None:
         """A resource that is an endpoint of its own. Again: as `set_cap`."""
         if resource in self.endpoints:
             self.set_cap(resource, cap, now)
@@ -87,7 +88,7 @@ class EndpointAdmission(RequestAdmission):
         endpoint.raw_caps[""] = cap
         self._make(resource, endpoint, now)
 
-    def register_alias(self, provider: str, model: str, alias: str, cap: int, now: float) -> None:
+    def register_alias(self, provider: str, model: str, alias: str, cap: Any, now: float) -> None:
         """One more name of an endpoint; the smallest cap of all its names bounds the sum over its domains, which come to be on first use.
 
         Raises ConfigValueError for a cap below 1.
@@ -135,7 +136,7 @@ class EndpointAdmission(RequestAdmission):
         r = self._resources.get(resource)
         return r if r is not None and self._endpoint_of[resource].raw_caps else None
 
-    def set_cap(self, resource: ResourceKey, cap: int, now: float) -> None:
+    def set_cap(self, resource: ResourceKey, cap: Any, now: float) -> None:
         """A lowered cap lowers the limit at once; in flight may exceed it until released. For resources that are their own endpoint."""
         endpoint = self.endpoints.get(resource)
         if endpoint is None:
@@ -175,7 +176,7 @@ class EndpointAdmission(RequestAdmission):
         self._endpoint_of[resource].in_flight += 1
         return lease
 
-    def release(self, lease: RequestLease, outcome: str, now: float, *, retry_after_s: float | None = None,
+    def release(self, lease: Any, outcome: str, now: float, *, retry_after_s: float | None = None,
                 rtt_s: float | None = None) -> ReleaseReason:
         """Give the capacity back, also to the endpoint; anything but an active lease changes nothing."""
         said = super().release(lease, outcome, now, retry_after_s=retry_after_s, rtt_s=rtt_s)

@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 from windtunnel.effects import Note
 from windtunnel.errors import ConfigValueError, PolicyClockError
-from windtunnel.events import fact
 from windtunnel.policy.admission.breaker import Breaker
 from windtunnel.policy.admission.denial import Denial, make_denial
+from windtunnel.policy.admission.lease import RequestLease
 from windtunnel.policy.admission.limit import LimitFactory, Sample
 from windtunnel.policy.admission.notes import RequestNotes
 from windtunnel.policy.admission.resource import PressureSnapshot, Resource, ResourceKey
@@ -18,19 +18,6 @@ from windtunnel.policy.param import check_number
 
 RELEASED_KEPT = 8192
 ReleaseReason = Literal["released", "duplicate", "wrong_controller_generation", "stale_lease", "unknown_lease"]
-
-
-@fact
-class RequestLease:
-    """The right to run one attempt. admitted_limit, effective_max, epoch: of the limit when it was granted."""
-
-    lease_id: str
-    resource: ResourceKey
-    acquired_at: float
-    admitted_limit: int
-    effective_max: int
-    epoch: int
-    generation: str
 
 
 class RequestAdmission:
@@ -56,7 +43,7 @@ class RequestAdmission:
         self._notes = RequestNotes() if "request" in wants else None
         self._diagnostics: dict[str, int] = {}
 
-    def register(self, resource: ResourceKey, cap: int, now: float) -> None:
+    def register(self, resource: ResourceKey, cap: Any, now: float) -> None:
         """Make a resource known; `cap` (>= 1) bounds its requests in flight. Again: as `set_cap`.
 
         Raises ConfigValueError for a bad cap, and for a limit that opens the breaker of an admission that has none.
@@ -72,7 +59,7 @@ class RequestAdmission:
         self.sequence += 1
         self._note("request_resource_registered", resource, now)
 
-    def set_cap(self, resource: ResourceKey, cap: int, now: float) -> None:
+    def set_cap(self, resource: ResourceKey, cap: Any, now: float) -> None:
         """A lowered cap lowers the limit at once; in flight may exceed it until released."""
         check_number("cap", cap, lo=1, whole=True)
         self._tick(now)
@@ -178,7 +165,7 @@ class RequestAdmission:
         if self._notes is not None and lease.lease_id in self._active:
             self._notes.began(lease.lease_id, self._resources[lease.resource].gauges(now))
 
-    def release(self, lease: RequestLease, outcome: str, now: float, *, retry_after_s: float | None = None,
+    def release(self, lease: Any, outcome: str, now: float, *, retry_after_s: float | None = None,
                 rtt_s: float | None = None) -> ReleaseReason:
         """Give the capacity back and let limit and breaker learn; anything but an active lease changes nothing."""
         if now < self._now:
@@ -219,7 +206,7 @@ class RequestAdmission:
         self._diagnostics["unknown_lease"] = self._diagnostics.get("unknown_lease", 0) + 1
         return "unknown_lease"
 
-    def _not_active(self, lease: RequestLease, active: RequestLease | None, now: float) -> ReleaseReason:
+    def _not_active(self, lease: Any, active: Any, now: float) -> ReleaseReason:
         reason: ReleaseReason = "unknown_lease"
         if lease.generation != self.generation:
             reason = "wrong_controller_generation"

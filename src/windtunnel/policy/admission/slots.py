@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal
 from windtunnel.errors import ConfigValueError
 from windtunnel.policy.admission.denial import Denial, make_denial
 from windtunnel.policy.admission.endpoints import RequestAdmissionConfig
+from windtunnel.policy.admission.lease import RequestLease
 from windtunnel.policy.admission.limit import Fixed
-from windtunnel.policy.admission.request import ReleaseReason, RequestLease
+from windtunnel.policy.admission.request import ReleaseReason
 from windtunnel.policy.admission.resource import PressureSnapshot
 from windtunnel.policy.admission.waiters import AlreadyGranted, Expired, Granted, RequestItem, UnknownWaiter, WaiterCancelled, Waiting
 from windtunnel.policy.admission.waiting import WaitingAdmission

@@ -7,7 +7,7 @@ from typing import Any
 
 from windtunnel.events import fact
 from windtunnel.policy.admission.denial import Denial
-from windtunnel.policy.admission.request import RequestLease
+from windtunnel.policy.admission.lease import RequestLease
 from windtunnel.policy.admission.resource import Resource, ResourceKey
 from windtunnel.policy.param import check_number
 from windtunnel.policy.queueing.deadline_drop import DeadlineDropQueue

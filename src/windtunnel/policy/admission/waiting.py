@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from windtunnel.policy.admission.breaker import Breaker
 from windtunnel.policy.admission.denial import Denial, make_denial
 from windtunnel.policy.admission.endpoints import Endpoint, EndpointAdmission, RequestAdmissionConfig
-from windtunnel.policy.admission.request import ReleaseReason, RequestLease
+from windtunnel.policy.admission.lease import RequestLease
+from windtunnel.policy.admission.request import ReleaseReason
 from windtunnel.policy.admission.resource import Resource, ResourceKey
 from windtunnel.policy.admission.waiters import (
     AlreadyGranted,
@@ -60,7 +63,7 @@ class WaitingAdmission(EndpointAdmission):
         self._note("request_acquire_denied", resource, now, denial.reason)
         return denial
 
-    def release(self, lease: RequestLease, outcome: str, now: float, *, retry_after_s: float | None = None,
+    def release(self, lease: Any, outcome: str, now: float, *, retry_after_s: float | None = None,
                 rtt_s: float | None = None) -> ReleaseReason:
         """Give the capacity back; anything but an active lease changes nothing. `drain` grants what became free."""
         said = super().release(lease, outcome, now, retry_after_s=retry_after_s, rtt_s=rtt_s)
@@ -98,7 +101,7 @@ class WaitingAdmission(EndpointAdmission):
         self._note("request_wait_started", item.resource, now, ids=(waiter_id,))
         return Waiting(waiter_id, deadline)
 
-    def cancel(self, waiter_id: str, now: float) -> WaiterCancelled | AlreadyGranted | UnknownWaiter:
+    def cancel(self, waiter_id: Any, now: float) -> WaiterCancelled | AlreadyGranted | UnknownWaiter:
         """The caller no longer wants it. Never raises for ids that are over or were never there."""
         self._tick(now)
         if not isinstance(waiter_id, str):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 
 @dataclass(slots=True)
@@ -12,7 +12,7 @@ class Batch:
     tokens: all tokens computed; sequences: decoding + prefilling; sampled: requests that yield a token this step."""
 
     decode_seqs: int = 0
-    decode_kv: int = 0
+    decode_kv: Any = 0  # an int; a float where decodes compute other than one token a step
     prefill: list[tuple[int, int]] = field(default_factory=list)
     tokens: int = 0
     sequences: int = 0
