@@ -24,7 +24,7 @@ HOME = PACKAGE / "_compiled"
 BOOK = HOME / "sources.json"
 GROUP = "windtunnel__mypyc"  # what the compiled modules share
 SUFFIX: str = sysconfig.get_config_var("EXT_SUFFIX") or ".so"
-ROOTS = ("policy", "sources", "sim", "events.py", "effects.py", "errors.py", "lab/recorder.py", "lab/originals.py")
+ROOTS = ("policy", "sources", "sim", "compiled.py", "events.py", "effects.py", "errors.py", "lab/recorder.py", "lab/originals.py")
 MODULES = (
     "sim.kv", "sim.jump", "sim.attempt", "sim.tokens", "sim.prefix", "sim.stretched", "sim.engine", "sim.lora", "sim.pipeline_group", "sim.job",
     "sim.arriving", "sim.dispatching", "sim.engine_news", "sim.wakes",
