@@ -72,6 +72,13 @@ def test_without_a_compiler_plain_python_goes_on_and_one_sentence_says_so(packag
     assert caught.value.exit_code == 1
 
 
+def test_a_failing_compiler_is_told_in_one_line() -> None:
+    said = compiler._first_error("x.c:7:1: warning: w\nx.c:9:3: error: expected ';'\nerror: Command '['gcc', " + "'-O3', " * 200 + "]' failed")
+    assert said == "x.c:9:3: error: expected ';'"
+    assert len(compiler._first_error("error: Command '['false', " + "'-O3', " * 200 + "]' returned 1")) < 200
+    assert compiler._first_error("") == "it said nothing"
+
+
 QUIET_FACTS = {"Refusal", "EngineState", "ForwardPass"}  # made and read, never compared by compiled code
 
 

@@ -41,7 +41,7 @@ def clean() -> Any:
 
 
 def test_RG_1_the_kinds_of_this_version() -> None:
-    assert set(registry.kinds("queue")) >= {"fifo", "fair", "classes", "edf", "lifo", "vtc", "dlpm"}
+    assert set(registry.kinds("queue")) >= {"fifo", "fair", "classes", "edf", "adaptive_lifo", "vtc", "dlpm"}
     assert list(registry.wrappers("queue")) == ["bounded", "deadline_drop", "codel"]
     assert set(registry.kinds("admission.limit")) >= {"none", "fixed", "aimd", "aimd_netflix", "vegas", "gradient2", "envoy_gradient"}
     assert set(registry.kinds("admission.gates")) >= {"breaker", "gcra", "retry_budget", "bands", "throttle", "token_budget"}

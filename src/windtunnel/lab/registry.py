@@ -163,7 +163,7 @@ def _register_own() -> None:
 
     for section, kind, cls in (
         ("queue", "fifo", Fifo), ("queue", "fair", Fair), ("queue", "bounded", Bounded), ("queue", "deadline_drop", DeadlineDrop),
-        ("queue", "codel", CoDel), ("queue", "classes", Classes), ("queue", "edf", Edf), ("queue", "lifo", AdaptiveLifo),
+        ("queue", "codel", CoDel), ("queue", "classes", Classes), ("queue", "edf", Edf), ("queue", "adaptive_lifo", AdaptiveLifo),
         ("queue", "vtc", Vtc), ("queue", "dlpm", Dlpm), ("queue", "drr", Drr),
         ("admission.limit", "none", Unlimited), ("admission.limit", "fixed", Fixed), ("admission.limit", "aimd", Aimd),
         ("admission.limit", "aimd_netflix", AimdNetflix), ("admission.limit", "vegas", Vegas), ("admission.limit", "gradient2", Gradient2),
