@@ -63,7 +63,10 @@ def build() -> bool:
             shutil.copy2(path, fresh / f"{name}{SUFFIX}")
     (fresh / BOOK.name).write_text(json.dumps({"suffix": SUFFIX, "sources": stamps}))
     remove()
-    fresh.rename(HOME)
+    try:
+        fresh.rename(HOME)
+    except OSError:  # another process was faster with the same sources
+        shutil.rmtree(fresh, ignore_errors=True)
     return True
 
 
