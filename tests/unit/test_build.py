@@ -267,3 +267,15 @@ def test_S_2_seconds_of_work_that_no_pool_reads_are_refused() -> None:
     broken = {"kind": "errors", "at_s": 1, "after": "first_token"}
     with pytest.raises(ConfigValueError, match=r"faults\.0\.after: pool 'chat' serves in seconds and tells no first token"):
         scenario(source__service_s=0.1, fleet__pools__chat__service={"servers": 4}, faults=[broken]).run()
+
+
+@pytest.mark.parametrize(("preset", "queue", "gates"), [
+    ("default", "FairTaskQueue", []), ("aimd", "FairTaskQueue", ["breaker", "token_budget"]), ("fair_tokens", "VtcQueue", [])])
+def test_RG_1_presets_are_compositions_that_fly_and_can_be_changed(preset: str, queue: str, gates: list[str]) -> None:
+    made = scenario(control={"preset": preset}, duration_s=5)
+    lane = made.build_control().lanes[0]
+    assert (type(lane.queue).__name__, type(lane.queue.inner).__name__) == ("BoundedQueue", queue)
+    assert [gate["kind"] for gate in made.resolved()["control"]["admission"]["gates"]] == gates
+    assert (made.run().requests.outcome == "success").sum() > 10
+    fixed = made.with_({"control.admission.limit": {"kind": "fixed", "limit": 3}})
+    assert [gate["kind"] for gate in fixed.resolved()["control"]["admission"]["gates"]] == gates, "the preset's other parts stay"

@@ -16,11 +16,13 @@ from windtunnel.policy.admission.quota import TenantQuota
 from windtunnel.policy.settings import ControlSettings
 
 _BOUNDED = {"capacity": 256, "capacity_by_class": {"interactive": 128, "batch": 128}}
+_FAIR, _LEAST = {"kind": "fair", "bounded": _BOUNDED}, {"kind": "least_outstanding", "by": "requests"}
+_AIMD = {"limit": {"kind": "aimd"}, "gates": []}
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "default": {"queue": {"kind": "fair", "bounded": _BOUNDED}, "admission": {"limit": {"kind": "aimd"}, "gates": []},
-                "routing": {"kind": "least_outstanding", "by": "requests"}},
-    "open": {"queue": {"kind": "fifo"}, "admission": {"limit": {"kind": "none"}, "gates": []},
-             "routing": {"kind": "least_outstanding", "by": "requests"}},
+    "default": {"queue": _FAIR, "admission": _AIMD, "routing": _LEAST},
+    "open": {"queue": {"kind": "fifo"}, "admission": {"limit": {"kind": "none"}, "gates": []}, "routing": _LEAST},
+    "aimd": {"queue": _FAIR, "admission": {**_AIMD, "gates": [{"kind": "breaker"}, {"kind": "token_budget"}]}, "routing": _LEAST},
+    "fair_tokens": {"queue": {"kind": "vtc", "bounded": _BOUNDED}, "admission": _AIMD, "routing": _LEAST},
 }
 registry.register("planner", "pipeline", PlannerSpec)
 SettingsSpec, QuotaSpec, BudgetSpec = spec_of(ControlSettings), spec_of(TenantQuota), spec_of(Budget)
