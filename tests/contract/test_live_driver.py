@@ -566,6 +566,7 @@ def test_CD_9_the_stop_file_stops():
 
 def test_CD_9_ctrl_c_in_a_blocking_run_stops():
     source = Door(requests(2, out=20))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background is started with the signal ignored
     with FakeEngine(SLOW) as engine:
         driver = armed(Tiny(), source, engine)
 
@@ -575,7 +576,10 @@ def test_CD_9_ctrl_c_in_a_blocking_run_stops():
 
         thread = threading.Thread(target=press)
         thread.start()
-        driver.run_blocking()
+        try:
+            driver.run_blocking()
+        finally:
+            signal.signal(signal.SIGINT, before)
         thread.join()
     assert driver.progress().why == "interrupted" and source.ends() == {"r0": 1, "r1": 1}
 
