@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import exp, log, sqrt
+from typing import Any
 
 from windtunnel.sim.agenda import Agenda
 from windtunnel.sim.attempt import Callbacks
@@ -45,8 +46,9 @@ class Timing(HandOver):
         batch.decode_seqs, batch.decode_kv = b, kv_tokens  # type: ignore[assignment]
         batch.tokens += b * (self.width - 1)
         batch.sequences = b + chunks
-        A, B, lasts = self.model.run(batch, k if g == 1 else int((k - 1) * g) + 1)
-        model_lasts = lasts = int(lasts)  # of a fractional K a model may say a whole float
+        law: Any = self.model.run(batch, k if g == 1 else int((k - 1) * g) + 1)
+        A, B, lasts = float(law[0]), float(law[1]), int(law[2])  # of a fractional K a model may say a whole float
+        model_lasts = lasts
         if g != 1 and lasts > 1:
             B, lasts = self._stretched(batch, A, min(k, int((lasts - 1) / g + 1e-9) + 1))
         A += self._host_step_s + self._host_seq_s * batch.sequences
