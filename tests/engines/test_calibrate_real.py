@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
 
@@ -10,8 +11,10 @@ import yaml
 
 from windtunnel.cli import main
 from windtunnel.errors import EngineUnavailableError
+from windtunnel.lab.calibrate.probe import Probe
 from windtunnel.lab.calibrate.running import calibrate
 from windtunnel.live import llamacpp_server
+from windtunnel.live.engines import make_engine
 from windtunnel.sim.stepmodels.table import Table
 
 if os.environ.get("REQUIRE_REAL_LLAMA") != "1":
@@ -41,6 +44,23 @@ def test_SC_1_a_running_llamacpp_is_measured_fitted_and_predicted(home: Path) ->
     again = Table(tuple((b, s) for b, s in table["decode_s"]), 0.0, table["kv_s_per_token"], tuple((n, s) for n, s in table["prefill_s"]))
     assert again.of_batch(2) == pytest.approx(profile.step_model().of_batch(2), rel=1e-3)
     assert written["measured"]["median_error_percent"].keys() == {"ttft_s", "tpot_s", "tokens_per_s"}
+
+
+def test_prompts_whose_answers_bring_little_text_are_no_failure(home: Path) -> None:
+    async def failures(url: str) -> list[str]:
+        out = []
+        for seed in range(40):  # some answers of a model with random weights end in the middle of characters
+            engine = make_engine("llamacpp", url, name="probe", model="")
+            try:
+                await Probe(engine, seed).check()
+            except EngineUnavailableError as error:
+                out.append(f"{seed}: {error}")
+            finally:
+                await engine.close()
+        return out
+
+    with llamacpp_server.start(parallel=4, ctx=8192) as server:
+        assert asyncio.run(failures(server.url)) == []
 
 
 @pytest.mark.slow

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 
 from windtunnel.errors import ConfigValueError, ModelStepTimeError
@@ -265,6 +267,42 @@ def test_SM_2_a_step_that_takes_no_time_stops_the_run(seconds: float) -> None:
     bench = Bench(step_model=Broken())
     bench.send(0.0, "a", 10, 2)
     with pytest.raises(ModelStepTimeError, match="Broken"):
+        bench.run()
+
+
+HOSTS = pytest.mark.parametrize("host", [HostCosts(), HostCosts(step_s=1e-3)], ids=["plain", "timed"])
+
+
+class Answers:
+    """10 ms a step, said in the types that numerical code gives."""
+
+    provenance = Provenance("answers")
+
+    def __init__(self, lasts: Callable[[int], Any]) -> None:
+        self.lasts = lasts
+
+    def seconds(self, b: Batch) -> float:
+        return 0.01
+
+    def run(self, b: Batch, k: int) -> tuple[Any, Any, Any]:
+        return np.float64(0.01), 0, self.lasts(k)
+
+
+@HOSTS
+@pytest.mark.parametrize("number", [int, float, np.int64])
+def test_SM_2_any_kind_of_number_is_a_step_models_answer(number: Callable[[int], Any], host: HostCosts) -> None:
+    bench = Bench(EngineConfig(host=host), step_model=Answers(number))
+    bench.send(0.0, "a", 10, 21)
+    bench.run()
+    assert [round(at, 9) for what, _, at in bench.seen if what == "finish"] == [round(21 * (0.01 + host.step_s), 9)]
+
+
+@HOSTS
+@pytest.mark.parametrize("lasts", [lambda k: 0, lambda k: -1, lambda k: k + 1])
+def test_SM_2_steps_that_nobody_asked_for_stop_the_run(lasts: Callable[[int], Any], host: HostCosts) -> None:
+    bench = Bench(EngineConfig(host=host), step_model=Answers(lasts))
+    bench.send(0.0, "a", 10, 21)
+    with pytest.raises(ModelStepTimeError, match="Answers answered for"):
         bench.run()
 
 

@@ -93,8 +93,8 @@ class StreamReply:
 class HttpClient:
     """Pooled connections to one address. headers go with every request and are never logged.
 
-    trust_env: let proxy variables of the environment count (off: engines are reached directly). reconnects: how often a POST was sent
-    again because a reused connection was already dead.
+    trust_env: let proxy variables of the environment count (off: engines are reached directly). reconnects: how often a request was
+    sent again because a reused connection was already dead.
     """
 
     def __init__(self, url: str, *, headers: Mapping[str, str] | None = None, connect_s: float = CONNECT_S,
@@ -123,7 +123,7 @@ class HttpClient:
         pool = min(range(POOLS), key=self._streams.__getitem__)  # the least busy; the first of equals, so that connections are reused
         self._streams[pool] += 1
         try:
-            response = await self._send(self._clients[pool], path, content, wanted)
+            response = await self._send(self._clients[pool], "POST", path, wanted, content=content, stream=True)
             try:
                 yield StreamReply(response)
             finally:
@@ -131,29 +131,29 @@ class HttpClient:
         finally:
             self._streams[pool] -= 1
 
-    async def _send(self, client: httpx.AsyncClient, path: str, content: bytes, headers: Mapping[str, str]) -> httpx.Response:
-        for last_try in (False, True):
-            trace = _Trace()
-            request = client.build_request("POST", self.url + path, content=content, headers=headers, extensions={"trace": trace})
-            try:
-                with _translated():
-                    return await client.send(request, stream=True)
-            except TransportError as error:
-                # Some servers close a kept connection just as it is used again: nothing was computed, so sending once more is safe.
-                if last_try or not (trace.reused and not trace.answered and _died_silently(error)):
-                    raise
-                self.reconnects += 1
-        raise AssertionError("unreachable")
-
     async def get(self, path: str, *, timeout_s: float = 10.0, headers: Mapping[str, str] | None = None) -> HttpReply:
         """A whole reply within `timeout_s` in total; raises TransportError."""
         try:
             async with asyncio.timeout(timeout_s):
-                with _translated():
-                    response = await self._clients[0].get(self.url + path, headers=headers)
+                response = await self._send(self._clients[0], "GET", path, headers, stream=False)
         except TimeoutError:
             raise TransportError("timeout", f"no answer to GET {path} within {timeout_s:g} s") from None
         return HttpReply(response.status_code, response.headers, response.content)
+
+    async def _send(self, client: httpx.AsyncClient, method: str, path: str, headers: Mapping[str, str] | None, *,
+                    content: bytes | None = None, stream: bool) -> httpx.Response:
+        while True:
+            trace = _Trace()
+            request = client.build_request(method, self.url + path, content=content, headers=headers, extensions={"trace": trace})
+            try:
+                with _translated():
+                    return await client.send(request, stream=stream)
+            except TransportError as error:
+                # Some servers close a kept connection just as it is used again: nothing was computed, so sending once more is safe. The
+                # next one may be dead as well; each failure removes one from the pool, and a fresh connection's failure is final.
+                if not (trace.reused and not trace.answered and _died_silently(error)):
+                    raise
+                self.reconnects += 1
 
     async def aclose(self) -> None:
         for client in self._clients:

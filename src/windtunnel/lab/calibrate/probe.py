@@ -11,7 +11,7 @@ import numpy as np
 
 from windtunnel.errors import EngineUnavailableError
 from windtunnel.lab.calibrate.observe import RequestObs
-from windtunnel.live.engines.engine import Delta, Ended, Engine, EngineCall, Failed
+from windtunnel.live.engines.engine import Delta, Ended, Engine, EngineCall, Failed, Usage
 
 VOCABULARY = (300, 1900)  # token ids that any model has; random ones share no prefix
 CALL_TIMEOUT_S = 60.0
@@ -69,7 +69,7 @@ class Probe:
         health = await self._engine.health()
         if not health.ok:
             raise EngineUnavailableError(f"the engine cannot be measured: {health.message or health.status}")
-        stream = await self._ask(16, 4)
+        stream = await self._ask(16, 16)
         if stream.error:
             raise EngineUnavailableError(f"the engine cannot be measured: {stream.error}")
 
@@ -126,6 +126,8 @@ class Probe:
                     stream.first = stream.first or now
                     stream.last = now
                     stream.stamps.append((now, tokens))
+                elif isinstance(event, Usage):  # tokens that end in the middle of a character bring no text of their own
+                    tokens = max(tokens, event.output_tokens or 0)
                 elif isinstance(event, Failed):
                     stream.error = event.message or event.reason
                 elif isinstance(event, Ended) and not stream.stamps:

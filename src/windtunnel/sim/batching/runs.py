@@ -94,12 +94,16 @@ class Runs(Timing):
         batch.decode_seqs = b
         if self._plain:
             batch.decode_kv = kv.base_sum + b * (self.D + 1) if b else 0  # type: ignore[assignment]
-            A, B, lasts = self.model.run(batch, k)
+            model: Any = self.model  # its answer is judged here, not by the declared type
+            law = model.run(batch, k)
+            A, B, lasts = law[0], law[1], int(law[2])
         else:
             A, B, lasts = self._time(batch, k)
         if lasts != k:
             if self._plain:
                 self.per_step_steps += lasts == 1
+            if not 0 < lasts < k:
+                raise ModelStepTimeError(f"{type(self.model).__name__} answered for {lasts} steps of the {k} asked for")
             k = lasts
         self._t0 = now = self.agenda._now
         self._A, self._B, self._k = A, B, k
