@@ -64,6 +64,7 @@ def test_prompts_whose_answers_bring_little_text_are_no_failure(home: Path) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_SC_1_held_back_points_are_within_15_percent_on_a_quiet_machine() -> None:
     worst = []
     for _ in range(3):
