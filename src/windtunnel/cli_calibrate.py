@@ -51,7 +51,7 @@ def calibrate(*, engine: Engine, url: str, model: str = "", slots: int | None = 
         rows.append(f"{row['cell'] if label == 'TTFT' else '':38} {label:12} {row['measured'] * scale:>8.2f} {unit:<5}"
                     f"{row['simulated'] * scale:>8.2f} {unit:<5}{row['error_percent']:>+7.1f}%")
     said = ", ".join(f"{name} {value:.1f} %" for name, value in made.median_error_percent.items())
-    rows += ["", f"median absolute error: {said}  ({made.rounds} rounds in {made.took_s:.0f} s; medians over repeats)"]
+    rows += ["", f"median absolute error: {said}  ({made.rounds} round{'s' * (made.rounds > 1)} in {made.took_s:.0f} s; medians over repeats)"]
     result = {"profile": made.profile.plain(), "errors": made.table.to_dict("records"), "median_error_percent": made.median_error_percent,
               "rounds": made.rounds, "took_s": made.took_s}
     if out is not None:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from IPython.core.formatters import DisplayFormatter
 
 from windtunnel import Run, Scenario, compare
 from windtunnel.cockpit import figures, palette
@@ -32,7 +33,7 @@ def test_CF_6_every_figure_has_units_text_and_a_static_twin(name: str, runs: tup
     picture = run.figure(name, baseline=base)
     spec = picture.spec
     assert spec.text.endswith(".") and spec.y_title and spec.x_title
-    bundle = picture._repr_mimebundle_()
+    bundle, _ = DisplayFormatter().format(picture)  # what a notebook stores
     assert set(bundle) == {"text/plain", "image/svg+xml", "application/vnd.plotly.v1+json"}
     assert bundle["image/svg+xml"].startswith("<svg") and len(bundle["image/svg+xml"]) < 40_000
     json.dumps(bundle["application/vnd.plotly.v1+json"])

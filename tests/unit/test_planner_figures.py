@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from IPython.core.formatters import DisplayFormatter
 from planner_flight import BLOCK, SWING, flight, pair, swing
 
 from windtunnel import Run, Scenario
@@ -125,7 +126,7 @@ def test_states_of_stretches() -> None:
 def test_the_figure_is_a_notebook_value_in_both_themes() -> None:
     run, _ = swing()
     figure = run.figure("planner")
-    bundle = figure._repr_mimebundle_()
+    bundle, _ = DisplayFormatter().format(figure)  # what a notebook stores
     assert set(bundle) == {"text/plain", "application/vnd.plotly.v1+json"} and figure._repr_html_ is None
     assert bundle["text/plain"] == sentences(run) == repr(planner_timeline(run, "dark"))
     score = planner_score(run)

@@ -6,10 +6,9 @@ import json
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-import plotly.graph_objects as go
-
 from windtunnel.cockpit import palette
 from windtunnel.cockpit.figures.planner_rows import Row, rows_of
+from windtunnel.cockpit.picture import Offline
 from windtunnel.lab.planner_log import planner_log
 from windtunnel.lab.planner_score import planner_score
 
@@ -20,27 +19,11 @@ GLASS = {"light": "rgba(255,255,255,0.7)", "dark": "rgba(17,20,24,0.7)"}
 GAP_PX, HEAD_PX, FOOT_PX = 54, 70, 58
 
 
-class Timeline(go.Figure):
-    """A plotly figure whose mime bundle is text and plotly JSON; no HTML frame, no outside request. text: what it shows, in sentences."""
-
-    _repr_html_ = None
-
-    def __init__(self, traces: list[dict[str, Any]], layout: dict[str, Any], text: str) -> None:
-        super().__init__(data=traces, layout={**layout, "template": "none"})
-        object.__setattr__(self, "text", text)
-
-    def __repr__(self) -> str:
-        return self.text
-
-    def _repr_mimebundle_(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        return {"text/plain": self.text, "application/vnd.plotly.v1+json": dict(json.loads(self.to_json()))}
-
-
-def planner_timeline(run: Run, theme: str = "light") -> Timeline:
+def planner_timeline(run: Run, theme: str = "light") -> Offline:
     """Demand against forecast, its error, replicas of each pool with floor, ceiling and budget, TTFT and TPOT against the SLO, and the
     reasons as a coloured strip that tells them on hover. Raises ConfigError without a planner, RunNotRecordedError if it was not recorded.
     """
-    return Timeline(*drawn(run, theme), sentences(run))
+    return Offline(*drawn(run, theme), sentences(run))
 
 
 def sentences(run: Run) -> str:

@@ -79,7 +79,7 @@ async def _calibrate(kind: str, url: str, model: str, slots: int | None, budget_
         fitted, held = plan(slots, can.ctx_tokens, full)
         got, checked, rounds = await _rounds(probe, fitted, held, begun + 0.9 * budget_s, tell)
         stamp = datetime.now(UTC).strftime("%Y-%m-%d")
-        source = f"measured {stamp}, {sum(len(m.requests) for m in got)} requests in {rounds} rounds"
+        source = f"measured {stamp}, {sum(len(m.requests) for m in got)} requests in {rounds} round{'s' * (rounds > 1)}"
         profile = fit(got, engine=f"{kind} {can.version or ''}".strip(), slots=slots, ctx_tokens=can.ctx_tokens, source=source)
         checked = merged(checked) + await _open_check(probe, merged(checked), tell)
     finally:
