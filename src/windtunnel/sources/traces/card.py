@@ -60,16 +60,16 @@ class Card:
 
     def lines(self) -> list[tuple[str, str]]:
         """Label and text of each line."""
-        span = "-" if self.span_s is None else f"{self.span_s:.3f} s, {self.out_of_order} out of order"
-        out = [("rows", f"{self.rows}"), ("span", span),
+        span = "-" if self.span_s is None else f"{self.span_s:,.3f} s, {self.out_of_order} out of order"
+        out = [("rows", f"{self.rows:,}"), ("span", span),
                ("rate", f"mean {_n(self.mean_rps)} rps, peak {_n(self.peak_rps)} rps (60 s), CV of gaps {_n(self.gaps_cv)}"),
                ("input tokens", _lengths(self.input)), ("output tokens", _lengths(self.output))]
         if self.sessions:
-            out.append(("sessions", f"{self.sessions}, {_n(self.turns_per_session)} turns each"))
+            out.append(("sessions", f"{self.sessions:,}, {_n(self.turns_per_session)} turns each"))
         if self.tenants:
             out.append(("tenants", ", ".join(f"{name} {share:.1%}" for name, share in self.tenants.items())))
         if self.unique_blocks:
-            text = f"{self.unique_blocks} unique of {self.block_size or '?'} tokens, at most {_n(self.hit_bound)} of all can hit"
+            text = f"{self.unique_blocks:,} unique of {self.block_size or '?'} tokens, at most {_n(self.hit_bound)} of all can hit"
             out.append(("blocks", text + (f", {self.fresh_tails} prompts longer" if self.fresh_tails else "")))
         if self.skipped:
             out.append(("skipped", ", ".join(f"{code} {n}" for code, n in self.skipped.items())))
@@ -156,8 +156,8 @@ def _lengths_of(counts: NDArray[np.int32]) -> Lengths:
 def _lengths(sides: Lengths | None) -> str:
     if sides is None:
         return "unknown"
-    return f"mean {_n(sides.mean)}, p50 {_n(sides.p50)}, p95 {_n(sides.p95)}, p99 {_n(sides.p99)}, max {sides.max}"
+    return f"mean {_n(sides.mean)}, p50 {_n(sides.p50)}, p95 {_n(sides.p95)}, p99 {_n(sides.p99)}, max {sides.max:,}"
 
 
 def _n(value: float | None) -> str:
-    return "-" if value is None else f"{value:.6g}"
+    return "-" if value is None else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
