@@ -11,11 +11,11 @@ from typing import Any, ClassVar, Literal
 
 from windtunnel.errors import PlannerConfigError
 from windtunnel.policy.planning.capacity import EngineLimits, Slo
-
-STRICT: dict[str, Any] = {"extra": "forbid", "allow_inf_nan": False}  # read by pydantic's TypeAdapter at the edge
+from windtunnel.policy.planning.checks import STRICT
 
 
 def refuse(path: str, why: str) -> PlannerConfigError:
+    """The error for the setting at a dotted path."""
     return PlannerConfigError(f"{path}: {why}")
 
 
