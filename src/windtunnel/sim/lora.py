@@ -10,8 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from windtunnel.policy.routing.hashing import h64
-from windtunnel.sim.agenda import ARRIVAL
-from windtunnel.sim.attempt import INBOUND, WAITING, Attempt, Refusal
+from windtunnel.sim.attempt import INBOUND, Attempt, Refusal
 from windtunnel.sim.engine import SimEngine
 from windtunnel.sim.stepmodels.model import Batch
 
@@ -88,7 +87,7 @@ class LoraEngine(SimEngine):
                 continue
             slot.users += 1
             self._held[a.id, a.dispatch] = adapter
-            self._come_in(a, slot.ready_s)
+            self._come_in(a, max(slot.ready_s, a.submitted_s + self._ingress_s(a)))
 
     def _claim(self, adapter: str) -> _Slot | None:
         """The adapter's place, from now on the one used last; None: all places are held."""
@@ -106,24 +105,6 @@ class LoraEngine(SimEngine):
         slot = resident[adapter] = _Slot(now + lora.load_s)  # type: ignore[union-attr]
         self.adapter_loads += 1
         return slot
-
-    def _come_in(self, a: Attempt, ready_s: float) -> None:
-        """Into the queue once its adapter is there, and the host has let it in."""
-        now, host = self.agenda._now, self.config.host
-        since_s = a.submitted_s
-        at = max(ready_s, now, since_s + host.connect_s + host.ingress_s + host.ingress_per_token_s * a.prompt)
-
-        def there(_: object) -> None:
-            if a.state == INBOUND:
-                a.state = WAITING
-                self._inbound -= 1
-                self._enqueue(a)
-                a.submitted_s = since_s
-
-        if at > now:
-            self.agenda.at(at, ARRIVAL, there)
-        else:
-            there(None)
 
     def _leave_adapter(self, a: Attempt) -> None:
         adapter = self._held.pop((a.id, a.dispatch), None)

@@ -6,6 +6,7 @@ out, so it is the yardstick of everything in front of it, and a model of a serve
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -68,7 +69,7 @@ class ServiceConfig:
         return self.setup_s is not None and not isinstance(self.setup_s, (int, float))
 
 
-class Station:
+class Station(ABC):
     """What all disciplines share: who is here, counters, refusals. A discipline says how one comes, goes and is interrupted.
 
     told: `Callbacks`; what else a step loop is told means nothing here. An answer comes whole: its first token is its end. busy_s: seconds
@@ -195,17 +196,21 @@ class Station:
             self._on_first(a)
         self._on_finish(a)
 
+    @abstractmethod
     def _come(self, a: Job, now: float) -> None:
-        raise NotImplementedError
+        """A new one: serve it or let it wait."""
 
+    @abstractmethod
     def _interrupted(self, a: Job, served: bool, now: float) -> None:
-        raise NotImplementedError
+        """It was cancelled, and is forgotten already; served: it held a server."""
 
+    @abstractmethod
     def _retime(self, old: float, new: float, now: float) -> None:
-        raise NotImplementedError
+        """Wall seconds per second of work change from `old` to `new`."""
 
+    @abstractmethod
     def _clear(self) -> None:
-        raise NotImplementedError
+        """Everybody is gone at once."""
 
 
 def service_engine(name: str, config: ServiceConfig, agenda: Agenda, **options: Any) -> Station:

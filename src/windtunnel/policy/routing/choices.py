@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,8 +34,9 @@ class _Drawing:
         choice = self._choose(candidates, request, fleet, now)
         return Choice(choice.replica, f"{choice.reason}+tried_again", choice.score) if choice.replica in request.tried else choice
 
+    @abstractmethod
     def _choose(self, candidates: tuple[Replica, ...], request: Request, fleet: Fleet, now: float) -> Choice:
-        raise NotImplementedError
+        """One of the candidates, of which there is at least one."""
 
     def sent(self, request: Request, choice: Choice, now: float) -> None:
         """Nothing to learn."""

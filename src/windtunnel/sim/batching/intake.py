@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 from windtunnel.errors import ConfigValueError
 from windtunnel.sim.agenda import ARRIVAL, Agenda
 from windtunnel.sim.attempt import INBOUND, WAITING, Attempt, Callbacks, Refusal
@@ -25,13 +27,13 @@ class Intake(Members):
         self.prefix_unusable = 0
         self._longest = longest_unseen(config)
 
+    @abstractmethod
     def _enqueue(self, a: Attempt) -> None:
         """Into the queue, now."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _steps_begun(self) -> int:
         """Steps of the current run that have begun: their blocks are taken."""
-        raise NotImplementedError
 
     def _refusal(self, a: Attempt) -> Refusal | None:
         config = self.config
@@ -75,7 +77,7 @@ class Intake(Members):
         refusal = self._refusal(a)
         if refusal is not None:
             return refusal
-        delay_s = self._inbound_s + self._inbound_token_s * a.prompt
+        delay_s = self._ingress_s(a)
         if not delay_s:
             self._enqueue(a)
             return None
@@ -83,16 +85,28 @@ class Intake(Members):
         a.state = INBOUND
         self._here[a.id, a.dispatch] = a
         self._inbound += 1
+        self._come_in(a, now + delay_s)
+        return None
+
+    def _ingress_s(self, a: Attempt) -> float:
+        """Seconds that the host takes to let it in."""
+        return self._inbound_s + self._inbound_token_s * a.prompt
+
+    def _come_in(self, a: Attempt, at_s: float) -> None:
+        """Into the queue at that time, unless it is cancelled before. It stays submitted when it came to the door."""
+        submitted_s = a.submitted_s
 
         def there(_: object) -> None:
             if a.state == INBOUND:
                 a.state = WAITING
                 self._inbound -= 1
                 self._enqueue(a)
-                a.submitted_s = now
+                a.submitted_s = submitted_s
 
-        self.agenda.at(now + delay_s, ARRIVAL, there)
-        return None
+        if at_s > self.agenda._now:
+            self.agenda.at(at_s, ARRIVAL, there)
+        else:
+            there(None)
 
     def _wrong_hashes(self, a: Attempt) -> None:
         """Too few hashes for the prompt: they are of larger blocks than this cache's. Never taken for what they are not."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from heapq import heappop, heappush
 
@@ -159,9 +160,9 @@ class Progress(Room):
         assert self.cache is not None and a.blocks is not None
         return self._asks_hits or not self.cache.idle.keys().isdisjoint(a.blocks[a.filled :])
 
+    @abstractmethod
     def _hand_over(self, a: Attempt, now: float) -> bool:
         """To another engine, which decodes it; True if token 1 came here."""
-        raise NotImplementedError
 
     def _join(self, a: Attempt) -> None:
         kv = self.kv

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterable
 
 from windtunnel.errors import ConfigValueError
@@ -106,9 +107,9 @@ class Room(Intake):
             self.pieces.rejoin(a, self.D)
         self._join(a)
 
+    @abstractmethod
     def _join(self, a: Attempt) -> None:
         """A complete prefill decodes from the next step on."""
-        raise NotImplementedError
 
     # -- preemption -----------------------------------------------------------------------------------------------------------------
 
@@ -206,6 +207,6 @@ class Room(Intake):
         self._prepared = False
         self._disturb()
 
+    @abstractmethod
     def _disturb(self) -> None:
         """The next boundary is not like those before it: end the run there, or start a step if none runs."""
-        raise NotImplementedError
