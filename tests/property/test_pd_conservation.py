@@ -17,7 +17,7 @@ from windtunnel.lab.history import violations
 from windtunnel.lab.recorder import wants_of
 from windtunnel.lab.worlds import Simulated
 from windtunnel.sim.engine import EngineConfig
-from windtunnel.sim.faults import Fault
+from windtunnel.sim.fault_config import Fault
 from windtunnel.sim.fleet_config import FleetConfig, Pool
 from windtunnel.sim.stepmodels.affine import Affine
 from windtunnel.sim.transfer import KvLink

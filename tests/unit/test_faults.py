@@ -13,7 +13,7 @@ import pytest
 from windtunnel.errors import ConfigError, ConfigValueError
 from windtunnel.lab.run import Run
 from windtunnel.lab.scenario import Scenario
-from windtunnel.sim.faults import Fault
+from windtunnel.sim.fault_config import Fault
 
 TEXT = """
 windtunnel: 1

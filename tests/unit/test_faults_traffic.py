@@ -15,7 +15,7 @@ from windtunnel.events import Request, Scraped
 from windtunnel.lab.history import violations
 from windtunnel.lab.run import Run
 from windtunnel.lab.scenario import Scenario
-from windtunnel.sim.faults import Fault, surges_of
+from windtunnel.sim.fault_config import Fault, surges_of
 from windtunnel.sim.scrape import ScrapeModel
 from windtunnel.sources.dist import Uniform
 from windtunnel.sources.surge import Surge, Surges

@@ -19,7 +19,7 @@ from windtunnel.lab.control_spec import ControlSpec
 from windtunnel.lab.metrics import Requests
 from windtunnel.lab.worlds import Simulated
 from windtunnel.sim.engine import EngineConfig
-from windtunnel.sim.faults import Fault
+from windtunnel.sim.fault_config import Fault
 from windtunnel.sim.fleet_config import FleetConfig, Pool
 from windtunnel.sim.specdecode import SpecDecode
 from windtunnel.sim.stepmodels.affine import Affine

@@ -25,7 +25,7 @@ from windtunnel.live.driver import LiveDriver
 from windtunnel.live.fleet import LiveFleet
 from windtunnel.policy.control import Control
 from windtunnel.sim.engine import EngineConfig
-from windtunnel.sim.faults import Fault
+from windtunnel.sim.fault_config import Fault
 from windtunnel.sim.fleet_config import FleetConfig, Pool
 from windtunnel.sim.pd import pairs_of
 from windtunnel.sim.stepmodels.affine import Affine

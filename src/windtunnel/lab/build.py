@@ -24,7 +24,7 @@ from windtunnel.policy.routing.fleet import Fleet
 from windtunnel.policy.routing.pairs import sides_of
 from windtunnel.sim.catalog import SHIPPED, Catalog
 from windtunnel.sim.engine import EngineConfig
-from windtunnel.sim.faults import Fault, surges_of
+from windtunnel.sim.fault_config import Fault, surges_of
 from windtunnel.sim.fleet_config import FleetConfig
 from windtunnel.sim.pd import pairs_of
 from windtunnel.sources.seeding import PolicyRng

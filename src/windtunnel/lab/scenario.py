@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from windtunnel.policy.control import Control
     from windtunnel.policy.param import PoolFacts
     from windtunnel.sim.driver import Progress
-    from windtunnel.sim.faults import Fault
+    from windtunnel.sim.fault_config import Fault
     from windtunnel.sim.fleet_config import FleetConfig
     from windtunnel.sources.source import Source
 

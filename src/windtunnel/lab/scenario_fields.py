@@ -20,7 +20,7 @@ from windtunnel.lab.slo_spec import KnobSpec, SloSpec
 from windtunnel.lab.source_spec import SourceSpec, is_endless
 from windtunnel.lab.summary import names_of
 from windtunnel.lab.yamlfile import Document, PathKey
-from windtunnel.sim.faults import Fault
+from windtunnel.sim.fault_config import Fault
 
 FaultSpec = spec_of(Fault)
 

@@ -20,7 +20,7 @@ from windtunnel.live.fleet import LiveFleet
 from windtunnel.live.gate import Caps
 from windtunnel.policy.control import Control
 from windtunnel.sim.driver import Progress, SimDriver
-from windtunnel.sim.faults import Fault
+from windtunnel.sim.fault_config import Fault
 from windtunnel.sim.fleet_config import FleetConfig
 from windtunnel.sources.source import Source
 

@@ -23,7 +23,8 @@ from windtunnel.sim.asking import Asking
 from windtunnel.sim.decodes import Decodes
 from windtunnel.sim.dispatching import Dispatching
 from windtunnel.sim.engine_news import EngineNews
-from windtunnel.sim.faults import Fault, Faults
+from windtunnel.sim.fault_config import Fault
+from windtunnel.sim.faults import Faults
 from windtunnel.sim.fleet import SimFleet
 from windtunnel.sim.fleet_config import FleetConfig, Pool
 from windtunnel.sim.progress_reports import ProgressReports
