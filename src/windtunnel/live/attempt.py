@@ -14,7 +14,7 @@ from windtunnel.live.gate import Gate
 from windtunnel.sources.traces.prompts import Prompts
 
 if TYPE_CHECKING:
-    from windtunnel.live.scraper import LiveReplica
+    from windtunnel.live.replica import LiveReplica
 
 DEFAULT_MAX_TOKENS = 1024  # a request without a bound must not run for ever: some engines have none of their own
 PROGRESS_TOKENS = 32  # of one request, between two reports of its replica

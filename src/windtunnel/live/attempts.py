@@ -14,7 +14,7 @@ from windtunnel.live.clock import RunClock
 from windtunnel.live.gate import Gate
 
 if TYPE_CHECKING:
-    from windtunnel.live.scraper import LiveReplica
+    from windtunnel.live.replica import LiveReplica
 
 
 class Soon(Protocol):

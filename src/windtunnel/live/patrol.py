@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from windtunnel.live.loop import ControlLoop
-from windtunnel.live.scraper import READY
+from windtunnel.live.replica import READY
 from windtunnel.live.stopfile import StopFile
 
 STOP_POLL_S, VIEW_S, SAMPLE_S, PROGRESS_S = 0.2, 0.25, 1.0, 0.25

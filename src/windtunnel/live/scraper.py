@@ -9,67 +9,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 from windtunnel.events import Event, ReplicaBooting, ReplicaGone, ReplicaReady, Scrape, Scraped
 from windtunnel.live.arming import Check
 from windtunnel.live.clock import RunClock
-from windtunnel.live.engines.engine import Capabilities, Engine
+from windtunnel.live.engines.engine import Engine
 from windtunnel.live.fleet import Endpoint
+from windtunnel.live.replica import BOOTING, GONE, READY, LiveReplica, Look
 
 LOOK_EVERY_S, LOOK_TIMEOUT_S, SCRAPE_EVERY_S, SCRAPE_TIMEOUT_S = 1.0, 2.0, 1.0, 2.0
 FAILURES, SUCCESSES = 3, 2
 QUIET_S = 30.0  # a stream that said nothing for so long no longer excuses its engine (a long prefill is silent for seconds)
 FRESH_S, ASK_TIMEOUT_S = 5.0, 5.0
-BOOTING, READY, GONE = "booting", "ready", "gone"
-
-
-@dataclass(frozen=True, slots=True)
-class Look:
-    """One look at an engine. why: ok, down, not_ready, not_an_engine or hangs; text: a sentence."""
-
-    why: str
-    text: str = ""
-
-    @property
-    def ok(self) -> bool:
-        return self.why == "ok"
-
-
-@dataclass(slots=True)
-class LiveReplica:
-    """One endpoint and the life of the replica that it serves now. in_flight: real attempts; heard_s: when one last said something.
-
-    stand_in: answers instead in dry run; made when the replica is first ready (nothing is sent before that).
-    """
-
-    endpoint: Endpoint
-    engine: Engine
-    stand_in: Engine
-    name: str
-    life: int = 1
-    state: str = BOOTING
-    failures: int = 0
-    successes: int = 0
-    in_flight: int = 0
-    heard_s: float = 0.0
-    requests: int = 0
-    output_tokens: int = 0
-    since_s: float = 0.0
-    ready_s: float | None = None
-    scraped_s: float | None = None
-    can: Capabilities = field(default_factory=Capabilities)
-    last_look: Look = Look("down", "not looked at yet")
-    managed: bool = False  # by a connector, which alone gives up on a boot
-
-    def row(self, ordinal: int, gone_s: float | None, reason: str | None) -> dict[str, Any]:
-        """This life for the table of replicas; GPU, cost and steps are unknown here."""
-        return {
-            "replica": self.name, "pool": self.endpoint.pool, "role": self.endpoint.role, "ordinal": ordinal,
-            "requested_s": self.since_s, "ready_s": self.ready_s, "gone_s": gone_s, "gone_reason": reason,
-            "requests": self.requests, "output_tokens": self.output_tokens,
-        }
 
 
 class Watch:
@@ -185,11 +138,11 @@ class Watch:
         for r in self.replicas:
             look, wanted, served = r.last_look, r.endpoint.model, r.can.model
             wrong = look.ok and bool(wanted) and bool(served) and not _serves(served or "", wanted)
-            text = f'{_where(r)} serves "{served}", not "{wanted}"' if wrong else look.text or f"{_where(r)} answers"
+            text = f'{r.where} serves "{served}", not "{wanted}"' if wrong else look.text or f"{r.where} answers"
             made.append(Check(f"endpoint {r.endpoint.name}", look.ok and not wrong, text))
             if self._scrape and look.ok:
                 fresh = r.scraped_s is not None and self._clock.now() - r.scraped_s <= FRESH_S
-                text = f"{_where(r)} gives metrics" if fresh else f"{_where(r)} gives no metrics, which the control needs"
+                text = f"{r.where} gives metrics" if fresh else f"{r.where} gives no metrics, which the control needs"
                 made.append(Check(f"metrics {r.endpoint.name}", fresh, text))
         return made
 
@@ -202,11 +155,11 @@ class Watch:
             if health.ok and r.state != READY:
                 async with asyncio.timeout(ASK_TIMEOUT_S):
                     r.can = await r.engine.capabilities()
-            look = Look("ok") if health.ok else _bad(r, health.status, health.message)
+            look = r.look_of(health)
         except TimeoutError:
-            look = Look("hangs", f"{_where(r)} hangs: it took the connection but gave no answer in time")
+            look = Look("hangs", f"{r.where} hangs: it took the connection but gave no answer in time")
         except Exception as error:
-            look = Look("not_an_engine", f"{_where(r)} answers, but not like {_kind(r)}: {error}")
+            look = Look("not_an_engine", f"{r.where} answers, but not like {r.kind}: {error}")
         r.last_look = look
         return look
 
@@ -268,23 +221,6 @@ class Watch:
             return None
         r.scraped_s = asked_s
         return replace(scrape, sampled_s=asked_s)
-
-
-def _where(r: LiveReplica) -> str:
-    return f"{r.endpoint.name} ({r.endpoint.shown or r.endpoint.engine})"
-
-
-def _kind(r: LiveReplica) -> str:
-    return {"llamacpp": "llama.cpp", "vllm": "vLLM", "openai": "an OpenAI-compatible server"}.get(r.endpoint.engine, r.endpoint.engine)
-
-
-def _bad(r: LiveReplica, status: str, message: str) -> Look:
-    tail = f": {message}" if message else ""
-    if status == "unreachable":
-        return Look("down", f"{_where(r)} is down{tail}")
-    if status == "loading":
-        return Look("not_ready", f"{_where(r)} is still loading{tail}")
-    return Look("not_an_engine", f"{_where(r)} is not a healthy engine{tail}")
 
 
 def _serves(served: str, wanted: str) -> bool:
