@@ -33,6 +33,7 @@ from windtunnel.policy.planning.contract import (
 from windtunnel.policy.planning.load import FIXED, LoadPropose, Thresholds, step
 from windtunnel.policy.planning.load_predict import LoadPredict
 from windtunnel.policy.planning.perf_model import LinearPerf
+from windtunnel.policy.planning.predictor_settings import PredictorSettings
 from windtunnel.policy.planning.reconcile import Reconcile, balance
 from windtunnel.policy.planning.settings import PlannerSettings
 from windtunnel.policy.planning.settings_blocks import (
@@ -40,7 +41,6 @@ from windtunnel.policy.planning.settings_blocks import (
     LimitSettings,
     LoadSettings,
     PoolSettings,
-    PredictorSettings,
     ReconcileSettings,
     SloSettings,
     ThroughputSettings,

@@ -14,12 +14,12 @@ from windtunnel.lab.planner_config import read_planner
 from windtunnel.policy.planning.contract import HoldPolicy, Stage
 from windtunnel.policy.planning.forecast import Forecaster
 from windtunnel.policy.planning.plugin import PlannerPlugin
+from windtunnel.policy.planning.predictor_settings import PredictorSettings
 from windtunnel.policy.planning.settings import PlannerSettings, check_reconfigurable
 from windtunnel.policy.planning.settings_blocks import (
     BudgetSettings,
     LoadSettings,
     PoolSettings,
-    PredictorSettings,
     SloSettings,
     StabiliseSettings,
     ThroughputSettings,

@@ -15,7 +15,7 @@ from numpy.linalg import LinAlgError
 from windtunnel.errors import PlannerConfigError
 from windtunnel.policy.planning.forecast import Model
 from windtunnel.policy.planning.load_predict import pure_model
-from windtunnel.policy.planning.settings_blocks import PredictorSettings
+from windtunnel.policy.planning.predictor_settings import PredictorSettings
 
 LEAST_POINTS = 5
 MEMORY = 512  # values that a fit may see

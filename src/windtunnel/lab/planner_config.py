@@ -19,6 +19,7 @@ from windtunnel.policy.planning.builtins import BUILTINS, Builtins, build_plugin
 from windtunnel.policy.planning.outside import Outside
 from windtunnel.policy.planning.perf_model import PerfModel
 from windtunnel.policy.planning.plugin import Attached
+from windtunnel.policy.planning.predictor_settings import PredictorSettings
 from windtunnel.policy.planning.roster import BUILTIN_PREFIX, RosterSettings
 from windtunnel.policy.planning.settings import ROLES, PlannerSettings
 from windtunnel.policy.planning.settings_blocks import (
@@ -26,7 +27,6 @@ from windtunnel.policy.planning.settings_blocks import (
     LimitSettings,
     LoadSettings,
     PoolSettings,
-    PredictorSettings,
     ReconcileSettings,
     ScalerSettings,
     SchedulingSettings,

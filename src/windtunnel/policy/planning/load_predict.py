@@ -8,9 +8,9 @@ from math import isfinite
 from windtunnel.policy.planning.contract import PoolState, PredictionData, PredictResponse, StageRequest, TrafficMetrics
 from windtunnel.policy.planning.forecast import Constant, Forecaster, Kalman, Model, MovingMean, Score, provisioning_horizon_s
 from windtunnel.policy.planning.holt_winters import HoltWinters
+from windtunnel.policy.planning.predictor_settings import PredictorSettings
 from windtunnel.policy.planning.reasons import ThroughputReason as Why
 from windtunnel.policy.planning.settings import PlannerSettings
-from windtunnel.policy.planning.settings_blocks import PredictorSettings
 from windtunnel.policy.planning.sizing import Sizing
 
 FIELDS = ("num_req", "isl", "osl")

@@ -11,12 +11,12 @@ from math import gcd
 from typing import Any, Literal
 
 from windtunnel.errors import PlannerConfigError
+from windtunnel.policy.planning.predictor_settings import PredictorSettings
 from windtunnel.policy.planning.settings_blocks import (
     BudgetSettings,
     LoadSettings,
     PluginDefaults,
     PoolSettings,
-    PredictorSettings,
     ReconcileSettings,
     ScalerSettings,
     SchedulingSettings,
