@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from windtunnel.errors import ConfigError, ConfigFileError, ConfigUnknownKeyError, ConfigValueError
-from windtunnel.sources.dist import Const, Dist, Empirical, Exponential, LogNormal, Normal, Shares, Uniform, dist_of, tokens
+from windtunnel.sources.dist import Const, Dist, Empirical, Exponential, LogNormal, Normal, Uniform, dist_of, tokens
+from windtunnel.sources.shares import Shares
 
 
 @pytest.mark.parametrize("law", [Const(7), Uniform(2, 10), Normal(5, 3), LogNormal(600, 1.2), Exponential(40), Empirical((1.0, 2.0, 9.0))])

@@ -10,7 +10,7 @@ import numpy as np
 from windtunnel.effects import Close, Reject
 from windtunnel.errors import ConfigValueError
 from windtunnel.events import Arrived, Event, Request
-from windtunnel.sources.dist import Shares
+from windtunnel.sources.shares import Shares
 from windtunnel.sources.source import Ask, Source
 
 LABEL, BASE, BULK = "adapter", "", 256

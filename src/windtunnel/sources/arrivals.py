@@ -14,7 +14,8 @@ from windtunnel.effects import Close, Reject
 from windtunnel.errors import ConfigValueError
 from windtunnel.events import PRIORITIES, Event, Request, Truth
 from windtunnel.policy.param import check_number
-from windtunnel.sources.dist import Dist, Floats, Shares, dist_of, tokens
+from windtunnel.sources.dist import Dist, Floats, dist_of, tokens
+from windtunnel.sources.shares import Shares
 from windtunnel.sources.source import Ask, Loop, Throttle
 from windtunnel.sources.traces.prompts import Prompts
 

@@ -1,9 +1,9 @@
-"""Laws of lengths and durations, drawn in bulk from a generator that is handed in, and shares of names."""
+"""Laws of lengths and durations, drawn in bulk from a generator that is handed in."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -227,7 +227,6 @@ KINDS: Mapping[str, tuple[type[Any], Mapping[str, str]]] = {  # class, and field
 }
 
 
-
 def dist_of(value: Any, field: str = "dist") -> Dist:
     """The law that plain data means: a number (const), a Dist, or {kind: lognormal, mean: 600, cv: 1.2}; `field` names it in errors."""
     if isinstance(value, Dist):
@@ -257,29 +256,6 @@ def tokens(dist: Dist, rng: np.random.Generator, n: int) -> list[int]:
     """n token counts: drawn, rounded half up, at least 1."""
     counts: list[int] = np.maximum(np.floor(dist.sample(rng, n) + 0.5), 1).astype(np.int64).tolist()
     return counts
-
-
-class Shares:
-    """Names with relative shares; a number in [0, 1) picks one. The shares need not sum to 1."""
-
-    def __init__(self, field: str, shares: Mapping[str, float]) -> None:
-        if not isinstance(shares, Mapping):
-            raise ConfigValueError(field, f"expected a mapping of name to share, got {shares!r}")
-        for name, share in shares.items():
-            check_number(f"{field}.{name}", share, lo=0)
-        total = math.fsum(shares.values())
-        if not total > 0:
-            raise ConfigValueError(field, f"expected shares with a sum > 0, got {dict(shares)!r}")
-        self.names = tuple(name for name, share in shares.items() if share > 0)
-        self._edges = np.cumsum([share / total for share in shares.values() if share > 0])[:-1]
-
-    def pick(self, points: Sequence[float] | Floats) -> list[str]:
-        """One name per point in [0, 1)."""
-        return [self.names[i] for i in np.searchsorted(self._edges, points, side="right")]
-
-    def draw(self, rng: np.random.Generator, n: int) -> list[str]:
-        """n names at random; draws nothing if there is only one."""
-        return [self.names[0]] * n if len(self.names) == 1 else self.pick(rng.random(n))
 
 
 def _check_max(value: float | None) -> None:

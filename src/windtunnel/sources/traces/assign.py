@@ -12,7 +12,7 @@ from windtunnel.errors import ConfigValueError
 from windtunnel.events import PRIORITIES
 from windtunnel.policy.param import check_number
 from windtunnel.policy.routing.hashing import h64
-from windtunnel.sources.dist import Shares
+from windtunnel.sources.shares import Shares
 from windtunnel.sources.traces.keys import Keys
 from windtunnel.sources.traces.open import Trace
 from windtunnel.sources.traces.row import values_of, with_column
