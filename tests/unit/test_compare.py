@@ -12,7 +12,8 @@ import pytest
 from windtunnel.errors import ConfigMetricError, ConfigValueError
 from windtunnel.lab import bootstrap, columns, stats, tables
 from windtunnel.lab.compare import Runs, compare, direction, replicate
-from windtunnel.lab.run import Run, RunMeta
+from windtunnel.lab.run import Run
+from windtunnel.lab.run_meta import RunMeta
 from windtunnel.lab.tables import Tables
 from windtunnel.lab.verdicts import SAME, Line, text_line
 

@@ -13,7 +13,8 @@ import pytest
 from windtunnel.cockpit.cards import fmt
 from windtunnel.errors import ConfigMetricError, ConfigValueError, RunNotRecordedError
 from windtunnel.lab import columns, metrics, tables
-from windtunnel.lab.run import Run, RunMeta
+from windtunnel.lab.run import Run
+from windtunnel.lab.run_meta import RunMeta
 from windtunnel.lab.tables import Tables
 
 SLO = {"ttft_s": 1.0, "tpot_s": 0.05}

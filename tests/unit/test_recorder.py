@@ -12,7 +12,8 @@ from windtunnel.errors import ConfigValueError, RunNotRecordedError
 from windtunnel.events import Arrived, Cancelled, Failed, Finished, FirstToken, ReplicaGone, ReplicaReady, Request, Started, Woke
 from windtunnel.lab.originals import CHUNK
 from windtunnel.lab.recorder import Recorder
-from windtunnel.lab.run import Run, RunMeta
+from windtunnel.lab.run import Run
+from windtunnel.lab.run_meta import RunMeta
 from windtunnel.policy.admission.denial import make_denial
 from windtunnel.policy.routing.turns import TurnRef
 

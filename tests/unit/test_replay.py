@@ -14,7 +14,8 @@ from windtunnel.lab.digest import code_digest
 from windtunnel.lab.log import LogWriter, header_of
 from windtunnel.lab.recorder import Recorder
 from windtunnel.lab.replay import replay
-from windtunnel.lab.run import Run, RunMeta
+from windtunnel.lab.run import Run
+from windtunnel.lab.run_meta import RunMeta
 from windtunnel.policy.control import Control
 from windtunnel.policy.presets import default_control
 

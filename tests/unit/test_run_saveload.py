@@ -17,7 +17,8 @@ from windtunnel.errors import ConfigFileError, ExtraMissingError, RunCorruptErro
 from windtunnel.events import Arrived, Failed, Finished, ReplicaReady, Request
 from windtunnel.lab import manifest, render
 from windtunnel.lab.recorder import Recorder
-from windtunnel.lab.run import Run, RunMeta
+from windtunnel.lab.run import Run
+from windtunnel.lab.run_meta import RunMeta
 from windtunnel.policy.admission.denial import make_denial
 from windtunnel.policy.presets import default_control
 

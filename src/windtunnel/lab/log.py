@@ -19,7 +19,7 @@ from windtunnel.lab.digest import code_digest
 from windtunnel.lab.logread import LogReader, Step, segments_of
 
 if TYPE_CHECKING:
-    from windtunnel.lab.run import RunMeta
+    from windtunnel.lab.run_meta import RunMeta
 
 VERSION = 1
 FLUSH_S, FLUSH_BYTES, FSYNC_S, ROTATE_BYTES = 0.25, 64 << 10, 1.0, 256 << 20

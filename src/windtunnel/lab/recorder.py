@@ -23,7 +23,7 @@ from windtunnel.lab.tables import LEVELS, Tables
 from windtunnel.sources.clients import GAVE_UP
 
 if TYPE_CHECKING:
-    from windtunnel.lab.run import RunMeta
+    from windtunnel.lab.run_meta import RunMeta
 
 STREAMS = frozenset({"scheduler", "request", "routing", "session", "planner", "fleet"})
 

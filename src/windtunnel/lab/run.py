@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -20,6 +19,7 @@ from windtunnel.lab.metrics import Requests
 from windtunnel.lab.planner_audit import write_audit
 from windtunnel.lab.planner_log import PlannerLog, planner_log
 from windtunnel.lab.plugin_failures import failure_lines
+from windtunnel.lab.run_meta import RunMeta
 from windtunnel.lab.stats import Interval
 from windtunnel.lab.summary import Summary, names_of, number, timing_lines, wrapped
 from windtunnel.lab.tables import Tables
@@ -27,49 +27,6 @@ from windtunnel.lab.window import left_out
 
 if TYPE_CHECKING:
     from windtunnel.lab.scenario import Scenario
-
-
-@dataclass(slots=True)
-class RunMeta:
-    """What a run says about itself, beside its tables.
-
-    planned_s: duration if one was set; loop: of the source; slo: column → bound in s (or per priority class); control_spec: resolved
-    `control` section; started_at: UTC, ISO; warmup_s and cooldown_s mark requests at both ends; concurrency: of a closed loop by counts;
-    plugin_failures: of the planner, id → (calls that failed, calls).
-    """
-
-    name: str
-    world: Literal["simulated", "live"] = "simulated"
-    mode: str = "simulated"
-    seed: int = 0
-    replication: int = 0
-    complete: bool = False
-    degraded: bool = False
-    provenance: str = ""
-    planned_s: float | None = None
-    loop: str = "open"
-    wall_s: float = 0.0
-    cpu_s: float = 0.0
-    slo: Mapping[str, Any] = field(default_factory=dict)
-    record: str = "requests"
-    control_spec: Mapping[str, Any] | None = None
-    scenario_digest: str = ""
-    started_at: str = ""
-    warmup_s: float | Literal["mser5"] = 0.0
-    cooldown_s: float = 0.0
-    concurrency: float | None = None
-    question: str = ""
-    command: str = ""
-    plugin_failures: Mapping[str, Sequence[int]] = field(default_factory=dict)
-
-    @property
-    def run_id(self) -> str:
-        """`<name>-<digest[:8]>-s<seed>r<replication>`; live runs add their start."""
-        parts = [self.name, self.scenario_digest[:8], f"s{self.seed}r{self.replication}"]
-        if self.world == "live" and self.started_at:
-            digits = "".join(c for c in self.started_at[:19] if c.isdigit())
-            parts.append(f"{digits[:8]}T{digits[8:]}Z")
-        return "-".join(p for p in parts if p)
 
 
 class Run:

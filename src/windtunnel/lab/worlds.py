@@ -14,7 +14,8 @@ from windtunnel.errors import ArmRefusedError
 from windtunnel.lab.log import LogWriter, header_of
 from windtunnel.lab.plugin_failures import plugin_failures
 from windtunnel.lab.recorder import Recorder, wants_of
-from windtunnel.lab.run import Run, RunMeta
+from windtunnel.lab.run import Run
+from windtunnel.lab.run_meta import RunMeta
 from windtunnel.live.driver import LiveDriver
 from windtunnel.live.fleet import LiveFleet
 from windtunnel.live.gate import Caps
