@@ -3,42 +3,16 @@
 from __future__ import annotations
 
 import csv
-from typing import Any
 
 import pytest
+from engine_bench import Bench
 
 from windtunnel.datafiles import data_path
 from windtunnel.errors import ConfigValueError
-from windtunnel.sim.agenda import ARRIVAL, Agenda
+from windtunnel.sim.agenda import ARRIVAL
 from windtunnel.sim.batching.sarathi import sarathi_config
-from windtunnel.sim.engine import Attempt, EngineConfig, SimEngine
+from windtunnel.sim.engine import Attempt, EngineConfig
 from windtunnel.sim.stepmodels.affine import Affine
-
-SECOND = Affine(1.0, 0.0, 0.0, 0.0)  # every step lasts one second
-
-
-class Bench:
-    """An engine on its agenda, and what it told."""
-
-    def __init__(self, config: EngineConfig | None = None, model: Any = SECOND) -> None:
-        self.agenda, self.told = Agenda(), []
-        self.engine = SimEngine(
-            "r", config or EngineConfig(), model, self.agenda, on_finish=lambda a: self.tell("finish", a), check=True, pieces=True,
-            on_cancelled=lambda a: self.tell("cancel", a), on_first=lambda a: self.tell("first", a))
-
-    def tell(self, what: str, a: Attempt) -> None:
-        self.told.append((what, a.id))
-
-    def send(self, id: str, prompt: int, output: int, *, at_s: float = 0.0, blocks: tuple[int, ...] | None = None) -> Attempt:
-        a = Attempt(id, 1, prompt, output, 0, blocks)
-        self.agenda.at(at_s, ARRIVAL, lambda _: self.engine.submit(a))
-        return a
-
-    def run(self) -> SimEngine:
-        self.agenda.run()
-        assert self.engine.idle
-        assert self.engine.kv.used(self.engine.D) == 0
-        return self.engine
 
 
 def hashes(n: int, group: int = 1) -> tuple[int, ...]:
@@ -92,7 +66,7 @@ def test_SK_6_the_last_admitted_is_preempted_and_emits_no_token_twice() -> None:
     assert (a.preemptions, b.preemptions, a.finished_s) == (0, 1, 9.0)
     assert b.recomputed_tokens == 12  # both had filled three blocks of four
     assert (b.generated, b.first_token_s, engine.output_tokens) == (9, 1.0, 18)
-    assert [what for what, who in bench.told if who == "b"] == ["first", "finish"]
+    assert [what for what, who, _ in bench.told if who == "b"] == ["first", "finish"]
     assert engine.pieces is not None
     assert len(engine.pieces.singles) == 1
     assert [engine.pieces.token_time(b, n) for n in (1, 5, 9)] == [1.0, 5.0, b.finished_s]
