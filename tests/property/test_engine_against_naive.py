@@ -6,33 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from engine_jobs import MODELS, OUTPUTS, PROMPTS, TOLERANCE_S, Job, jobs_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from windtunnel.sim.agenda import ARRIVAL, Agenda
-from windtunnel.sim.catalog import gpu, model
 from windtunnel.sim.engine import Attempt, EngineConfig, SimEngine
-from windtunnel.sim.stepmodels.affine import Affine
 from windtunnel.sim.stepmodels.model import Batch, StepModel
-from windtunnel.sim.stepmodels.roofline import Roofline
-from windtunnel.sim.stepmodels.table import Table
-from windtunnel.sim.stepmodels.vidur import VidurRoofline
-
-MODELS: dict[str, StepModel] = {
-    "affine": Affine(6.1e-3, 2.63e-5, 2.1e-5, 2.4e-6, 1.1e-9),
-    "table": Table(((1, 5.1e-3), (4, 6.3e-3), (32, 9.7e-3)), 2.17e-5, 1.3e-7),
-    "roofline": Roofline(model("Llama-3.1-8B"), gpu("h100_sxm")),
-    "vidur": VidurRoofline(),
-}
-TOLERANCE_S = 1e-9
-
-
-@dataclass(frozen=True)
-class Job:
-    at_s: float
-    prompt: int
-    output: int
-    cancel_s: float | None = None
 
 
 @dataclass
@@ -193,8 +173,8 @@ class Naive:
         todo: list[tuple[float, int, Req]] = []
         for r, job in zip(reqs, jobs):
             todo.append((job.at_s, 0, r))
-            if job.cancel_s is not None:
-                todo.append((job.at_s + job.cancel_s, 1, r))
+            if job.cancel_after_s is not None:
+                todo.append((job.at_s + job.cancel_after_s, 1, r))
         todo.sort(key=lambda t: t[0])  # stable: equal times in the order in which they were made
         while todo or self.running or self.waiting:
             while todo and todo[0][0] <= self.now:
@@ -225,8 +205,8 @@ def fly(jobs: list[Job], config: EngineConfig, step_model: StepModel, **options:
 
     for a, job in zip(attempts, jobs):
         agenda.at(job.at_s, ARRIVAL, lambda _, a=a: send(a))
-        if job.cancel_s is not None:
-            agenda.at(job.at_s + job.cancel_s, ARRIVAL, lambda _, a=a: engine.cancel(a.id, 1))
+        if job.cancel_after_s is not None:
+            agenda.at(job.at_s + job.cancel_after_s, ARRIVAL, lambda _, a=a: engine.cancel(a.id, 1))
     agenda.run()
     assert engine.idle
     return engine, attempts, log
@@ -236,27 +216,37 @@ def close(ours: float | None, theirs: float | None) -> bool:
     return ours is theirs if ours is None or theirs is None else abs(ours - theirs) <= TOLERANCE_S
 
 
-def compare(jobs: list[Job], config: EngineConfig, step_model: StepModel, **options: Any) -> SimEngine:
+@dataclass
+class Both:
+    """One load served by both. refused: reason by id; differs: (who, what, the engine's, the stepper's), empty where they agree."""
+
+    engine: SimEngine
+    refused: dict[str, str]
+    finished: int
+    differs: list[tuple[str, str, Any, Any]]
+
+
+def both(jobs: list[Job], config: EngineConfig, step_model: StepModel, **options: Any) -> Both:
     engine, attempts, log = fly(jobs, config, step_model, **options)
     naive = Naive(config, step_model)
-    for a, r, job in zip(attempts, naive.fly(jobs), jobs):
+    reqs = naive.fly(jobs)
+    differs: list[tuple[str, str, Any, Any]] = []
+    assert len(attempts) == len(reqs) == len(jobs) > 0
+    for a, r, job in zip(attempts, reqs, jobs):
         whole = job.output > 0 or r.finished is None
-        assert close(a.started_s, r.started), (a.id, "started", a.started_s, r.started)
-        assert close(a.first_token_s, r.first if whole else None), (a.id, "first", a.first_token_s, r.first)
-        assert close(a.finished_s, r.finished), (a.id, "finished", a.finished_s, r.finished)
-        assert close(log["gone"].get(a.id), r.gone), (a.id, "gone", log["gone"].get(a.id), r.gone)
-        assert (a.preemptions, a.generated, a.recomputed_tokens) == (r.preemptions, r.generated if whole else 0, r.recomputed), a.id
-    assert log["refused"] == naive.refused
-    ends = [x for x in log["said"] if x[0] == "finish"]
-    assert ends == [x for x in naive.said if x[0] == "finish"]
-    assert engine.steps == naive.steps
-    return engine
+        times = (("started", a.started_s, r.started), ("first", a.first_token_s, r.first if whole else None), ("finished", a.finished_s, r.finished),
+                 ("gone", log["gone"].get(a.id), r.gone))
+        differs += [(a.id, what, x, y) for what, x, y in times if not close(x, y)]
+        counts = (a.preemptions, a.generated, a.recomputed_tokens), (r.preemptions, r.generated if whole else 0, r.recomputed)
+        differs += [(a.id, "preempted, generated, recomputed", *counts)] if counts[0] != counts[1] else []
+    ends = [[x for x in said if x[0] == "finish"] for said in (log["said"], naive.said)]
+    for what, x, y in (("refused", log["refused"], naive.refused), ("ends", *ends), ("steps", engine.steps, naive.steps)):
+        differs += [("engine", what, x, y)] if x != y else []
+    return Both(engine, log["refused"], sum(a.finished_s is not None for a in attempts), differs)
 
 
 gap = st.one_of(st.just(0.0), st.just(0.0), st.floats(1e-4, 0.3))
-prompts = st.one_of(st.just(1), st.integers(1, 40), st.integers(41, 260))
-outputs = st.one_of(st.just(0), st.just(1), st.integers(2, 60))
-drawn_jobs = st.lists(st.tuples(gap, prompts, outputs, st.one_of(st.none(), st.none(), st.floats(0.0, 0.8))), min_size=1, max_size=14)
+drawn_jobs = st.lists(st.tuples(gap, PROMPTS, OUTPUTS, st.one_of(st.none(), st.none(), st.floats(0.0, 0.8))), min_size=1, max_size=14)
 configs = st.builds(
     EngineConfig, policy=st.sampled_from(["vllm", "vllm", "sarathi"]), chunked_prefill=st.sampled_from([True, True, False]),
     max_num_seqs=st.integers(1, 8), max_num_batched_tokens=st.sampled_from([8, 9, 32, 64, 300]),
@@ -266,25 +256,20 @@ configs = st.builds(
 )
 
 
-def jobs_of(drawn: list[tuple[float, int, int, float | None]]) -> list[Job]:
-    now, jobs = 0.0, []
-    for wait, *rest in drawn:
-        now += wait
-        jobs.append(Job(now, *rest))
-    return jobs
-
-
 @pytest.mark.parametrize("name", sorted(MODELS))
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(drawn=drawn_jobs, config=configs)
 def test_SF_12_the_engine_is_the_rules_stepped_one_by_one(name: str, drawn: list[Any], config: EngineConfig) -> None:
-    compare(jobs_of(drawn), config, MODELS[name])
+    flown = both(jobs_of(drawn), config, MODELS[name])
+    assert flown.differs == []
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(drawn=drawn_jobs, config=configs)
 def test_SF_12_stepping_the_engine_is_the_rules_too(drawn: list[Any], config: EngineConfig) -> None:
-    compare(jobs_of(drawn), config, MODELS["affine"], step_every=True)
+    flown = both(jobs_of(drawn), config, MODELS["affine"], step_every=True)
+    assert flown.differs == []
+    assert flown.engine.events <= flown.engine.steps, "no run of more than a step"
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
@@ -292,31 +277,38 @@ def test_SF_12_stepping_the_engine_is_the_rules_too(drawn: list[Any], config: En
 def test_SK_6_a_pool_too_small_for_what_was_admitted(drawn: list[Any], blocks: int, whole: bool) -> None:
     """Blocks of 16 tokens for one or two requests: recompute again and again."""
     config = EngineConfig(num_blocks=blocks, max_num_seqs=8, max_num_batched_tokens=64, reserve_full_input=whole)
-    compare(jobs_of(drawn), config, MODELS["affine"])
+    flown = both(jobs_of(drawn), config, MODELS["affine"])
+    assert flown.differs == []
 
 
 @pytest.mark.parametrize("output", [0, 1, 2])
 def test_SE_9_the_longest_context_and_one_token_more(output: int) -> None:
     """An output of 0 is 1 to the engine."""
     for prompt in (197, 198, 199, 200):
-        compare([Job(0.0, prompt, output)], EngineConfig(max_model_len=200), MODELS["affine"])
+        flown = both([Job(0.0, prompt, output)], EngineConfig(max_model_len=200), MODELS["affine"])
+        assert flown.differs == []
+        too_long = prompt + max(1, output) > 200
+        assert (flown.refused, flown.finished) == ({"q0": "context_length_exceeded"} if too_long else {}, 0 if too_long else 1)
 
 
 def test_SE_5_sarathi_admits_in_the_step_that_preempts() -> None:
     config = EngineConfig(policy="sarathi", num_blocks=17, block_size=4, max_num_seqs=2, max_num_batched_tokens=8, reserve_full_input=False)
-    assert compare([Job(0.0, 1, 33), Job(0.0, 1, 33)], config, MODELS["affine"]).preemptions == 1
+    flown = both([Job(0.0, 1, 33), Job(0.0, 1, 33)], config, MODELS["affine"])
+    assert flown.differs == [] and flown.engine.preemptions == 1
 
 
 def test_SK_6_a_burst_in_a_tiny_pool_recomputes_and_ends() -> None:
     jobs = [Job(0.001 * (i // 4), 50 + 7 * i, 80 - 3 * i, 1.0 if i % 9 == 4 else None) for i in range(20)]
     for whole in (True, False):
-        engine = compare(jobs, EngineConfig(num_blocks=40, max_num_seqs=8, max_num_batched_tokens=64, reserve_full_input=whole), MODELS["affine"])
-        assert engine.preemptions > 5
-        assert engine.events < engine.steps
+        flown = both(jobs, EngineConfig(num_blocks=40, max_num_seqs=8, max_num_batched_tokens=64, reserve_full_input=whole), MODELS["affine"])
+        assert flown.differs == []
+        assert flown.engine.preemptions > 5
+        assert flown.engine.events < flown.engine.steps
 
 
 @pytest.mark.parametrize("name", sorted(MODELS))
 def test_SF_12_long_prompts_in_chunks_beside_decodes(name: str) -> None:
     jobs = [Job(0.0, 40, 400), Job(0.05, 5000, 30), Job(0.06, 3000, 3), Job(0.3, 9000, 2, 0.2), Job(0.31, 20, 5)]
-    engine = compare(jobs, EngineConfig(num_blocks=2000, max_num_batched_tokens=256), MODELS[name])
-    assert engine.events < engine.steps
+    flown = both(jobs, EngineConfig(num_blocks=2000, max_num_batched_tokens=256), MODELS[name])
+    assert flown.differs == []
+    assert flown.engine.events < flown.engine.steps

@@ -4,42 +4,20 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
+from engine_jobs import MODELS, OUTPUTS, PROMPTS, TOLERANCE_S, Job, jobs_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from windtunnel.datafiles import data_path
 from windtunnel.sim.agenda import ARRIVAL, Agenda
-from windtunnel.sim.catalog import gpu, model
 from windtunnel.sim.engine import Attempt, EngineConfig, HostCosts, SimEngine, SpecDecode
-from windtunnel.sim.stepmodels.affine import Affine
 from windtunnel.sim.stepmodels.model import StepModel
-from windtunnel.sim.stepmodels.roofline import Roofline
-from windtunnel.sim.stepmodels.table import Table
-from windtunnel.sim.stepmodels.vidur import VidurRoofline
-
-MODELS: dict[str, StepModel] = {
-    "affine": Affine(6.1e-3, 2.63e-5, 2.1e-5, 2.4e-6, 1.1e-9),
-    "table": Table(((1, 5.1e-3), (4, 6.3e-3), (32, 9.7e-3)), 2.17e-5, 1.3e-7),
-    "roofline": Roofline(model("Llama-3.1-8B"), gpu("h100_sxm")),
-    "vidur": VidurRoofline(),
-}
-TOLERANCE_S = 1e-9
-
-
-@dataclass(frozen=True)
-class Job:
-    at_s: float
-    prompt: int
-    output: int
-    group: int = -1  # requests of one group share a prefix
-    cancel_after_s: float | None = None
-    priority: int = 0
 
 
 def fly(jobs: list[Job], config: EngineConfig, step_model: StepModel, *, step_every: bool, check: bool = True,
@@ -113,8 +91,8 @@ def itl(attempts_rows: list[Any]) -> list[float]:
 
 
 gap = st.one_of(st.just(0.0), st.floats(1e-4, 0.3))
-job = st.tuples(gap, st.one_of(st.just(1), st.integers(1, 40), st.integers(41, 260)), st.one_of(st.just(0), st.just(1), st.integers(2, 60)),
-                st.integers(-1, 2), st.one_of(st.none(), st.none(), st.floats(1e-4, 0.8)), st.sampled_from([0, 0, 1]))
+job = st.tuples(gap, PROMPTS, OUTPUTS, st.one_of(st.none(), st.none(), st.floats(1e-4, 0.8)), st.integers(-1, 2), st.sampled_from([0, 0, 1]))
+
 
 @st.composite
 def configs(draw: Any) -> EngineConfig:
@@ -142,14 +120,6 @@ def configs(draw: Any) -> EngineConfig:
 speeds = st.lists(st.tuples(st.floats(0.0, 2.0), st.sampled_from([0.5, 1.0, 3.7, 0.0])), max_size=3)
 
 
-def jobs_of(drawn: list[tuple[float, int, int, int, float | None, int]]) -> list[Job]:
-    now, jobs = 0.0, []
-    for wait, *rest in drawn:
-        now += wait
-        jobs.append(Job(now, *rest))
-    return jobs
-
-
 @settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
 @given(drawn=st.lists(job, min_size=1, max_size=14), config=configs(), name=st.sampled_from(sorted(MODELS)), speeds=speeds,
        looks=st.lists(st.floats(0.0, 2.0), max_size=3))
@@ -172,7 +142,7 @@ def test_SF_8_pooled_gaps_are_those_of_the_token_times(drawn: list[Any], config:
 def chat(n: int, squeeze: float = 1.0) -> list[Job]:
     with data_path("workloads/chat_1k_r16.csv").open() as file:
         rows = list(csv.DictReader(file))[:n]
-    return [Job(float(r["arrival_s"]) * squeeze, int(r["input_tokens"]), int(r["output_tokens"]), i % 7, 2.7 if i % 11 == 5 else None)
+    return [Job(float(r["arrival_s"]) * squeeze, int(r["input_tokens"]), int(r["output_tokens"]), 2.7 if i % 11 == 5 else None, i % 7)
             for i, r in enumerate(rows)]
 
 
@@ -187,7 +157,7 @@ def test_SF_12_on_recorded_lengths(name: str) -> None:
 
 def test_SF_12_under_thrashing() -> None:
     """A pool so small that most requests are preempted, with a prefix cache that is evicted all the time."""
-    jobs = [Job(j.at_s, min(j.prompt, 700), min(j.output, 300), j.group, j.cancel_after_s) for j in chat(120, 0.2)]
+    jobs = [Job(j.at_s, min(j.prompt, 700), min(j.output, 300), j.cancel_after_s, j.group) for j in chat(120, 0.2)]
     for policy in ("vllm", "sarathi"):
         config = EngineConfig(policy=policy, num_blocks=130, max_num_seqs=32, max_num_batched_tokens=256)
         fast, a = fly(jobs, config, MODELS["affine"], step_every=False)
