@@ -8,6 +8,7 @@ import pytest
 
 from windtunnel import Run, Scenario, replay
 from windtunnel.lab import registry
+from windtunnel.lab.replay import ReplayResult
 
 TIGHT: dict[str, dict[str, Any]] = {
     "gcra": {"rate_per_s": 2000, "burst": 4000, "unit": "tokens"}, "token_budget": {"ttft_slo_s": 0.3}, "bands": {"overload_s": 0.005},
@@ -15,30 +16,32 @@ TIGHT: dict[str, dict[str, Any]] = {
 }
 
 
-def flown(control: dict[str, Any]) -> Run:
+def flown(control: dict[str, Any]) -> tuple[Run, ReplayResult]:
+    """A run under overload whose books are checked at every event, and how far its replay agrees."""
     scenario = Scenario.load("overload").with_({"duration_s": 10.0, "warmup_s": 0.0, "source.rate_rps": 70, "control": control})
     run = scenario.run(record="full", check=True)
-    agreed = replay(run)
-    assert agreed.events >= 200 and agreed.effects >= 200
-    assert run.summary().to_dict()["completed"] > 0
-    return run
+    return run, replay(run)
 
 
 @pytest.mark.parametrize("kind", sorted(registry.kinds("admission.limit")))
 def test_RG_2_every_limit_flies_and_replays(kind: str) -> None:
-    flown({"admission": {"limit": {"kind": kind}}})
+    run, agreed = flown({"admission": {"limit": {"kind": kind}}})
+    assert agreed.events >= 200 and agreed.effects >= 200
+    assert run.complete and run.summary().values["completed"] > 0
 
 
 @pytest.mark.parametrize("kind", sorted(registry.kinds("admission.gates")))
 def test_RG_2_every_gate_flies_and_replays(kind: str) -> None:
-    run = flown({"admission": {"gates": [{"kind": kind, **TIGHT.get(kind, {})}]}})
+    run, agreed = flown({"admission": {"gates": [{"kind": kind, **TIGHT.get(kind, {})}]}})
+    assert agreed.events >= 200 and agreed.effects >= 200 and run.summary().values["completed"] > 0
     refused = set(run.requests["reason"].dropna())
     expected = {"gcra": "rate_limit", "token_budget": "deadline_infeasible", "bands": "band"}.get(kind)
     assert expected is None or expected in refused
 
 
 def test_RG_2_quotas_and_budgets_of_tenants() -> None:
-    run = flown({"tenants": {"default": {"quota": {"concurrent": 40, "tokens_per_min": 60_000}, "budget": {"tokens": 20_000}}},
+    run, agreed = flown({"tenants": {"default": {"quota": {"concurrent": 40, "tokens_per_min": 60_000}, "budget": {"tokens": 20_000}}},
                  "admission": {"gates": [{"kind": kind} for kind in sorted(registry.kinds("admission.gates"))]}})
+    assert agreed.events >= 200 and agreed.effects >= 200 and run.summary().values["completed"] > 0
     refused = set(run.requests["reason"].dropna())
     assert refused & {"quota_concurrent", "quota_tokens", "budget"}

@@ -160,6 +160,7 @@ def test_RA_5_an_elder_that_cannot_go_holds_nobody_up() -> None:
     a.release(lease_of(a.try_acquire(EMBED, 0.0)), "rate_limited", 0.0)
     waiter_of(a.enqueue(RequestItem(EMBED), 0.0))
     lease_of(a.try_acquire(CHAT, 0.0))
+    assert (a.waiting, a.in_flight(CHAT), a.in_flight(EMBED)) == (1, 1, 0)
 
 
 def test_RA_5_an_elder_whose_time_is_up_is_none() -> None:

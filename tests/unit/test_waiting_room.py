@@ -178,8 +178,9 @@ def test_RA_2_a_raised_cap_is_seen_when_told() -> None:
         await asyncio.sleep(0)
         room.admission.set_cap("r", 2, room.clock.now())
         room.changed()
-        room.release(await task, "success")
-        room.release(lease, "success")
+        second = await task
+        assert (room.admission.in_flight("r"), room.waiting) == (2, 0)
+        assert room.release(second, "success") == room.release(lease, "success") == "released"
 
     run(work())
 
