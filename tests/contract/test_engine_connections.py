@@ -64,6 +64,29 @@ def test_AD_3_connections_are_kept() -> None:
         assert asyncio.run(main()) == 1
 
 
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_refusal_whose_words_break_off_or_never_come_is_that_refusal(ends: bool) -> None:
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b'HTTP/1.1 429 Too Many\r\nretry-after: 3\r\ncontent-length: 100\r\n\r\n{"error"')
+        await writer.drain()
+        if not ends:
+            await asyncio.sleep(30)
+        writer.close()
+
+    async def main() -> tuple[int, bytes]:
+        server = await asyncio.start_server(refuse, "127.0.0.1", 0)
+        http = HttpClient(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        try:
+            async with http.stream_post("/x", {}) as reply:
+                return reply.status, await reply.body(limit_s=0.1)
+        finally:
+            await http.aclose()
+            server.close()
+
+    assert asyncio.run(main()) == (429, b'{"error"')
+
+
 # -- retry-after ------------------------------------------------------------------------------------------------------------------
 
 

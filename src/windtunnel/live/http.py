@@ -8,7 +8,7 @@ import logging
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from functools import cache
@@ -21,6 +21,7 @@ from windtunnel.errors import EngineUnavailableError
 CONNECT_S = 5.0
 KEPT_CONNECTIONS = 128
 POOLS = 8  # for every request a pool walks all of its connections, so several small pools cost less than one large one
+BODY_S = 5.0  # for the words of a refusal
 KEPT_S = 4.0  # uvicorn and llama.cpp close an idle connection after 5 s; reusing it just then would fail
 TransportKind = Literal["refused", "connect_timeout", "timeout", "reset", "eof", "protocol"]
 _BEFORE_ANY_BYTE = "without sending a response"
@@ -70,14 +71,16 @@ class StreamReply:
         with _translated():
             return await anext(self._chunks, None)
 
-    async def body(self, limit_bytes: int = 65536) -> bytes:
-        """The body up to a limit; a body that breaks off is given as far as it came."""
+    async def body(self, limit_bytes: int = 65536, limit_s: float = BODY_S) -> bytes:
+        """The body up to a limit, for a reply whose status says it all: one that breaks off or stands still is given as far as it came.
+
+        A refusal stays that refusal however its connection ends; only the engine's words may be cut.
+        """
         got = bytearray()
-        try:
-            while len(got) < limit_bytes and (chunk := await self.chunk()) is not None:
-                got += chunk
-        except TransportError:
-            pass
+        with suppress(TransportError, TimeoutError):
+            async with asyncio.timeout(limit_s):
+                while len(got) < limit_bytes and (chunk := await self.chunk()) is not None:
+                    got += chunk
         return bytes(got[:limit_bytes])
 
     async def drain(self, limit_s: float = 0.25) -> None:
