@@ -10,13 +10,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from windtunnel.effects import Close, Reject
 from windtunnel.errors import ConfigValueError
-from windtunnel.events import PRIORITIES, Event, Request, Truth
+from windtunnel.events import PRIORITIES, Request, Truth
 from windtunnel.policy.param import check_number
 from windtunnel.sources.dist import Dist, Floats, dist_of, tokens
+from windtunnel.sources.open_loop import OpenLoop
 from windtunnel.sources.shares import Shares
-from windtunnel.sources.source import Ask, Loop, Throttle
 from windtunnel.sources.traces.prompts import Prompts
 
 CHUNK = 2048
@@ -132,7 +131,7 @@ class RequestRate:
         return self.rate_rps.when(counts) if isinstance(self.rate_rps, Ramp) else counts / float(self.rate_rps or 0.0)
 
 
-class ArrivalSource:
+class ArrivalSource(OpenLoop):
     """Requests of drawn lengths at a rate: an open loop.
 
     rate_rps, pattern, shape, cv, series, max_in_flight: see `RequestRate`. input_tokens, output_tokens: a `Dist`, a number or
@@ -142,9 +141,6 @@ class ArrivalSource:
     prompts: makes message content for real engines. service_s: seconds of work, for engines that serve in seconds; patience_s: seconds
     after its arrival at which a request's deadline is.
     """
-
-    loop: Loop = "open"
-    needs: frozenset[str] = frozenset()
 
     def __init__(self, rate_rps: float | Ramp | None = None, *, pattern: Pattern = "poisson", shape: float = 1.0, cv: float | None = None,
                  series: Sequence[tuple[float, float]] | None = None, input_tokens: Dist | float | Mapping[str, Any],
@@ -156,7 +152,7 @@ class ArrivalSource:
         steps = None if series is None else tuple((t, r) for t, r in series)
         self.rate = RequestRate(rate_rps, steps, pattern, shape, cv, max_in_flight)
         self.input_tokens, self.output_tokens = dist_of(input_tokens, "input_tokens"), dist_of(output_tokens, "output_tokens")
-        self.name, self.model, self._prompts = name, model, prompts
+        self.model, self._prompts = model, prompts
         self._tenants, self._priorities = Shares("tenants", tenants), Shares("priorities", priorities)
         _check_priorities(self._priorities)
         if count is not None:
@@ -169,24 +165,12 @@ class ArrivalSource:
         self.service_s = None if service_s is None else dist_of(service_s, "service_s")
         self.patience_s = None if patience_s is None else dist_of(patience_s, "patience_s")
         self._children = (rng if isinstance(rng, np.random.Generator) else np.random.default_rng(rng)).spawn(7)
-        self._exhausted, self._throttle = False, None if max_in_flight is None else Throttle(name, self._requests(), max_in_flight)
+        super().__init__(name, max_in_flight)
 
     @property
     def endless(self) -> bool:
         """True if neither count, duration nor the course of the rate ends it."""
         return self._count is None and self._duration_s is None and self.rate.endless
-
-    def stream(self) -> Iterator[Request] | None:
-        return None if self._throttle else self._requests()
-
-    def start(self, now: float) -> Sequence[Ask]:
-        return self._throttle.start(now) if self._throttle else ()
-
-    def handle(self, what: Event | Reject | Close, now: float) -> Sequence[Ask]:
-        return self._throttle.handle(what, now) if self._throttle else ()
-
-    def done(self) -> bool:
-        return self._throttle.done() if self._throttle else self._exhausted
 
     def _requests(self) -> Iterator[Request]:
         at, inputs, outputs, who, class_, work, wait = deepcopy(self._children)  # a second stream is the same stream

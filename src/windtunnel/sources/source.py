@@ -1,13 +1,12 @@
-"""Where work comes from: the protocol of sources, and the limit on what an open-loop source has in flight."""
+"""Where work comes from: the protocol of sources."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Literal, Protocol
 
 from windtunnel.effects import Close, Note, Reject, WakeAt
-from windtunnel.events import Arrived, Cancelled, Event, Finished, Request, Woke
+from windtunnel.events import Arrived, Cancelled, Event, Request
 
 Ask = Arrived | Cancelled | WakeAt | Note
 Loop = Literal["open", "closed", "mixed"]
@@ -38,49 +37,3 @@ def check_books(source: Source) -> None:
     check = getattr(source, "check", None)
     if check is not None:
         check()
-
-
-class Throttle:
-    """A schedule of which at most `max_in_flight` requests are open at a time.
-
-    The schedule is never moved: a request that had to wait is sent at once when a place is free, in order, with its true
-    `arrived_s`; `arrived_s - intended_s` is its lag. A deadline counts from the arrival and moves with it.
-    """
-
-    def __init__(self, name: str, requests: Iterator[Request], max_in_flight: int) -> None:
-        self._key, self._requests, self._max = f"{name}/next", requests, max_in_flight
-        self._next = next(requests, None)
-        self._open: set[str] = set()
-
-    def start(self, now: float) -> Sequence[Ask]:
-        return self._release(now)
-
-    def handle(self, what: Event | Reject | Close, now: float) -> Sequence[Ask]:
-        if isinstance(what, Woke):
-            return self._release(now) if what.key == self._key else ()
-        if isinstance(what, (Finished, Reject, Close)) and what.request_id in self._open:
-            self._open.discard(what.request_id)
-            return self._release(now)
-        return ()
-
-    def done(self) -> bool:
-        return self._next is None
-
-    def _release(self, now: float) -> list[Ask]:
-        out: list[Ask] = []
-        while self._next is not None and len(self._open) < self._max:
-            if self._next.arrived_s > now:
-                out.append(WakeAt(self._next.arrived_s, self._key))
-                break
-            request, self._next = self._next, next(self._requests, None)
-            self._open.add(request.id)
-            out.append(Arrived(_sent_at(request, now)))
-        return out
-
-
-def _sent_at(request: Request, now: float) -> Request:
-    lag = now - request.arrived_s
-    if lag == 0:
-        return request
-    deadline = None if request.deadline_s is None else request.deadline_s + lag
-    return replace(request, arrived_s=now, deadline_s=deadline)

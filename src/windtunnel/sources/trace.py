@@ -12,13 +12,12 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from windtunnel.effects import Close, Reject
 from windtunnel.errors import ConfigValueError, TraceEmptyError, TraceFormatError
-from windtunnel.events import PRIORITIES, Event, Request, Truth
+from windtunnel.events import PRIORITIES, Request, Truth
 from windtunnel.policy.routing.turns import TurnRef
 from windtunnel.sources.arrivals import FixedSchedule, RequestRate
 from windtunnel.sources.dist import Floats
-from windtunnel.sources.source import Ask, Loop, Throttle
+from windtunnel.sources.open_loop import OpenLoop
 from windtunnel.sources.traces.lines import OnError
 from windtunnel.sources.traces.open import Operation, Trace, open_trace
 from windtunnel.sources.traces.ops import operation_of
@@ -28,7 +27,7 @@ from windtunnel.sources.traces.row import SCHEMA, TraceRow, all_null, floats_of,
 SORTED_IN_MEMORY = 262_144  # rows; a longer trace is read twice, and held as a whole only if it is out of order
 
 
-class TraceSource:
+class TraceSource(OpenLoop):
     """The requests of a trace: an open loop.
 
     trace: a path, a `Trace` or rows. ops: operations or plain data (see `traces.ops`). load: `FixedSchedule` (the rows' own times;
@@ -38,8 +37,6 @@ class TraceSource:
     block_size: tokens of the trace's prefix blocks, or None. dropped: rows before the offset, counted while streaming.
     """
 
-    loop: Loop = "open"
-    needs: frozenset[str] = frozenset()
     endless = False
 
     def __init__(self, trace: Trace | Iterable[TraceRow] | str | Path, *, name: str = "trace", model: str = "", format: str = "auto",
@@ -54,23 +51,10 @@ class TraceSource:
         elif not isinstance(trace, Trace):
             trace = Trace.from_rows(trace, name=name)
         self.trace = trace.apply(*(operation_of(op, f"ops.{i}") for i, op in enumerate(ops)), seed=seed)
-        self.name, self.model, self.block_size, self.dropped = name, model, self.trace.block_size, 0
+        self.model, self.block_size, self.dropped = model, self.trace.block_size, 0
         self._tenant, self._priority, self._bounded, self._prompts = tenant, _priority(priority), bound == "output", prompts
-        self._load, self._rng, self._exhausted = load if load is not None else FixedSchedule(zero), rng, False
-        most = self._load.max_in_flight
-        self._throttle = None if most is None else Throttle(name, self._requests(), most)
-
-    def stream(self) -> Iterator[Request] | None:
-        return None if self._throttle else self._requests()
-
-    def start(self, now: float) -> Sequence[Ask]:
-        return self._throttle.start(now) if self._throttle else ()
-
-    def handle(self, what: Event | Reject | Close, now: float) -> Sequence[Ask]:
-        return self._throttle.handle(what, now) if self._throttle else ()
-
-    def done(self) -> bool:
-        return self._throttle.done() if self._throttle else self._exhausted
+        self._load, self._rng = load if load is not None else FixedSchedule(zero), rng
+        super().__init__(name, self._load.max_in_flight)
 
     def _requests(self) -> Iterator[Request]:
         self.dropped, sent = 0, 0
