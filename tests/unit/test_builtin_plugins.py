@@ -30,6 +30,7 @@ from windtunnel.policy.planning.contract import (
     TrafficMetrics,
     WorkerState,
 )
+from windtunnel.policy.planning.feed_forward import replicas_needed
 from windtunnel.policy.planning.load import FIXED, LoadPropose, Thresholds, step
 from windtunnel.policy.planning.load_predict import LoadPredict
 from windtunnel.policy.planning.perf_model import LinearPerf
@@ -46,7 +47,7 @@ from windtunnel.policy.planning.settings_blocks import (
     ThroughputSettings,
 )
 from windtunnel.policy.planning.sizing import Sizing
-from windtunnel.policy.planning.throughput import ThroughputPropose, replicas_needed
+from windtunnel.policy.planning.throughput import ThroughputPropose
 
 MODEL = LinearPerf((0.010, 0.0001), (0.020, 0.0002, 1e-6), (0.020, 0.0001, 1e-6))
 POOL = PoolSettings(limits=LimitSettings(8192, 64, 200_000, 10_000))
@@ -146,6 +147,7 @@ def test_PL_605_worked_numbers(rate: float, queue: float, fits: float, drain: fl
 def test_PL_T11_feed_forward_is_bounded(rate: float, queue: float, drain: float, rho: float, mu: float) -> None:
     n = replicas_needed(rate, queue, 0.0, drain, rho, mu)
     assert n <= (rate + queue / drain) / (rho * mu) + 1
+    assert replicas_needed(0.0, 0.0, 0.0, drain, rho, mu) == 0
     assert n == replicas_needed(rate, queue, 0.0, drain, rho, mu)  # nothing in it depends on pending replicas
 
 

@@ -10,7 +10,7 @@ from windtunnel.effects import Note, ScaleTo, WakeAt
 from windtunnel.errors import ConfigError, PlannerConfigError
 from windtunnel.events import Arrived, Finished, ReplicaBooting, ReplicaGone, ReplicaReady, Request, ScaleAnswered, Woke
 from windtunnel.policy.param import BuildContext, PoolFacts
-from windtunnel.policy.planning.rate import RateBased, RatePlanner, feed_forward
+from windtunnel.policy.planning.rate import RateBased, RatePlanner
 
 
 class Service:
@@ -92,14 +92,6 @@ class Service:
             else:
                 sent += 1
                 (on_arrival or self.arrive)()
-
-
-@pytest.mark.parametrize(("case", "n"), [
-    ((10, 0, 25, 300, 0.8, 1), 13), ((10, 600, 25, 300, 0.8, 1), 15), ((4, 0, 0, 300, 0.8, 1), 5), ((8, 0, 0, 300, 0.8, 1), 10),
-    ((0, 30, 0, 300, 0.8, 1), 1), ((0, 0, 0, 300, 0.8, 1), 0),
-])
-def test_PL_605_feed_forward(case: tuple[float, float, float, float, float, float], n: int) -> None:
-    assert feed_forward(*case) == n
 
 
 def test_PL_605_demand_scales_up_and_floor_holds() -> None:

@@ -1,14 +1,9 @@
-"""How many replicas: a rate planner. Arrivals and what waits, over what a replica can do; never cancels in haste what is still booting.
-
-n = ceil((λ + max(0, Q - Q*) / T_drain) / (ρ·μ)): the queue is an added rate, not a ratio, so pending replicas cannot make it run away.
-"""
+"""How many replicas: a rate planner. Arrivals and what waits, over what a replica can do; never cancels in haste what is still booting."""
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from math import ceil
 from typing import Annotated, Any
 
 from windtunnel.effects import NOTHING, Effect, Note, ScaleTo, WakeAt
@@ -16,10 +11,11 @@ from windtunnel.errors import PlannerConfigError
 from windtunnel.events import Arrived, Event, Finished, ReplicaBooting, ReplicaGone, ReplicaReady, Request, ScaleAnswered, Woke
 from windtunnel.policy.param import BuildContext, Param, PoolFacts, check_number
 from windtunnel.policy.planning.demand import CapacityMeter, DemandMeter, grid_index
+from windtunnel.policy.planning.feed_forward import drain_time_s, replicas_needed
+from windtunnel.policy.planning.pool_states import BOOT_ALPHA
+from windtunnel.policy.planning.steadiness import Steadiness
 
 KEY = "planner"
-LEAST_DRAIN_S = 60.0
-BOOT_ALPHA = 0.3
 STUCK_AFTER_S, STUCK_HOLD_S, REFUSED_HOLD_S = 600.0, 300.0, 300.0
 
 
@@ -64,11 +60,6 @@ class RatePlanner:
         return RateBased(self, named[0], alone=len({p.model for p in ctx.pools}) == 1, wants=ctx.wants)
 
 
-def feed_forward(rate_rps: float, waiting: float, fits: float, drain_s: float, utilisation: float, capacity_rps: float) -> int:
-    """Replicas for an arrival rate and the part of `waiting` beyond what `fits` the SLO, to be worked off within drain_s."""
-    return ceil((rate_rps + max(0.0, waiting - fits) / drain_s) / (utilisation * capacity_rps) - 1e-9)
-
-
 class RateBased:
     """`handle(event, now) -> effects`: counts arrivals, follows replicas by events, plans on a fixed grid of times.
 
@@ -95,8 +86,7 @@ class RateBased:
         self._t0 = self._progress_s = 0.0
         self._ordered_s = self._stuck_until = self._refused_until = float("-inf")
         self._plans = self._ticks = self._missed = self._last_tick = 0
-        self._wants: deque[tuple[float, int]] = deque()  # (tick, replicas that would do) over down_stable_s, without a gap
-        self._cancel: tuple[float, int] | None = None  # a first tick that wanted to cancel what is booting
+        self._steadiness = Steadiness(config.down_stable_s, config.max_step)
         self._last: dict[str, Any] = {"reason": "not_started"}
         self._on: dict[type, Callable[[Any, float], Sequence[Effect]]] = {
             Arrived: self._arrived, Finished: self._finished, ReplicaBooting: self._booting, ReplicaReady: self._became_ready,
@@ -217,10 +207,13 @@ class RateBased:
         if baseline is None:
             return self._hold("count_unknown")
         if rate_rps is None or capacity_rps is None:
-            self._wants.clear()
+            self._steadiness.forget()
             target, reason = baseline, "no_traffic_data" if rate_rps is None else "model_not_ready"
         else:
-            target, reason = self._stable(self._size(rate_rps, waiting, capacity_rps), baseline, tick_at, now)
+            self._last["wanted"] = n = self._size(rate_rps, waiting, capacity_rps)
+            idle_s = now - max(self._t0, self._demand.last_s or self._t0)
+            target, reason = self._steadiness.bound(n, baseline, tick_at, idle=idle_s >= config.zero_idle_s,
+                                                    settled=not self._starting and baseline <= len(self._ready))
         bounded = max(config.min_replicas, target if self._ceiling is None else min(target, self._ceiling))
         if bounded != target:
             reason = "min_replicas" if bounded > target else "max_replicas"
@@ -234,36 +227,8 @@ class RateBased:
 
     def _size(self, rate_rps: float, waiting: int, capacity_rps: float) -> int:
         config = self.config
-        drain_s = max(LEAST_DRAIN_S, 2 * (self._boot_s or 0.0))
-        n = feed_forward(rate_rps, waiting, rate_rps * config.ttft_slo_s / 2, drain_s, config.target_utilisation, capacity_rps)
-        return max(n, config.min_replicas)
-
-    def _stable(self, n: int, baseline: int, tick_at: float, now: float) -> tuple[int, str]:
-        """More at once, up to max_step; fewer only as far as would have been enough all through down_stable_s."""
-        config, wants = self.config, self._wants
-        self._last["wanted"] = n
-        wants.append((tick_at, n))
-        while len(wants) > 1 and wants[1][0] <= tick_at - config.down_stable_s + 1e-9:
-            wants.popleft()
-        if n >= baseline:
-            self._cancel = None
-            step = min(n, baseline + config.max_step)
-            return step, "no_change" if n == baseline else "step_capped" if step < n else "scale_up"
-        if wants[0][0] > tick_at - config.down_stable_s + 1e-9:
-            return baseline, "stabilisation_window"
-        target = max(want for _, want in wants)
-        if target == 0 and now - max(self._t0, self._demand.last_s or self._t0) < config.zero_idle_s:
-            target = 1  # the last one goes only when nothing has come for long
-        if target >= baseline:
-            return baseline, "idle_wait" if target == 1 else "stabilisation_window"
-        target = max(target, baseline - config.max_step)
-        if not self._starting and baseline <= len(self._ready):
-            return target, "scale_down"
-        first, self._cancel = self._cancel, (tick_at, target)
-        if first is None:
-            return baseline, "startup_cancel_wait"
-        self._cancel = None
-        return max(first[1], target), "startup_cancelled"
+        fits, drain_s = rate_rps * config.ttft_slo_s / 2, drain_time_s(self._boot_s or 0.0)
+        return replicas_needed(rate_rps, waiting, fits, drain_s, config.target_utilisation, capacity_rps, config.min_replicas)
 
     def _unstick(self, now: float) -> None:
         """Replicas that were ordered long ago and do not come are no longer counted on; what is there keeps being planned."""

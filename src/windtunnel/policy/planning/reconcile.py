@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from windtunnel.policy.planning.contract import ComponentTarget, OverrideType, StageRequest, StageResponse
+from windtunnel.policy.planning.feed_forward import ceil_safe
 from windtunnel.policy.planning.settings import PlannerSettings
-from windtunnel.policy.planning.sizing import ACCEPTED, Sizing, answer, ceil_safe
+from windtunnel.policy.planning.sizing import ACCEPTED, Sizing, answer
 
 
 def balance(p: int, d: int, prefill_rps: float, decode_rps: float, tolerance: float) -> tuple[int | None, int | None]:

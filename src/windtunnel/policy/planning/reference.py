@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from math import ceil, floor
 from typing import Literal
 
-from windtunnel.policy.planning.contract import ComponentTarget, ForwardPass, Override, StageRequest, StageResponse
-from windtunnel.policy.planning.sizing import ACCEPTED, baseline_of, ceil_safe
+from windtunnel.policy.planning.contract import ComponentTarget, ForwardPass, Override, PoolState, StageRequest, StageResponse
+from windtunnel.policy.planning.feed_forward import ceil_safe
+from windtunnel.policy.planning.sizing import ACCEPTED, baseline_of
 
 TOLERANCE = 0.1 + 1e-9
 Metric = Literal["in_flight", "queue", "kv", "rps"]
@@ -42,7 +43,8 @@ class ReferenceHpa:
     of the last 300 s. metric: requests in flight or queued, KV share (target as a share), or requests per second, each per replica.
 
     pending_blind: replicas that are still starting are taken for serving ones, as when the metric is an average that somebody else made.
-    waiting, in_flight: of the control, set by the planner; what waits there counts to the queue.
+    waiting, running: requests that wait in the control, and that it has on the pool's replicas; set by the planner. What waits there counts
+    to the queue.
     """
 
     def __init__(self, component: str, metric: Metric, target: float, *, kv_tokens: int | None = None, most: int | None = None,
@@ -57,8 +59,7 @@ class ReferenceHpa:
         self.reasons: dict[str, str] = {}
 
     def propose(self, request: StageRequest) -> StageResponse:
-        seen = request.ctx.observations
-        state = seen.workers.pools.get(self.component) if seen and seen.workers else None
+        state = _state_of(self.component, request)
         n, ready = baseline_of(state), state.ready if state else None
         if n is None or ready is None:
             return ACCEPTED
@@ -146,8 +147,7 @@ class KedaLike(ReferenceHpa):
         self._active_s: float | None = None
 
     def propose(self, request: StageRequest) -> StageResponse:
-        seen = request.ctx.observations
-        state = seen.workers.pools.get(self.component) if seen and seen.workers else None
+        state = _state_of(self.component, request)
         n = baseline_of(state)
         queue = self._queue(request, state.ready or 0 if state else 0)
         if n is None or queue is None:
@@ -192,7 +192,7 @@ class ReferenceKpa:
 
     def propose(self, request: StageRequest) -> StageResponse:
         seen, at = request.ctx.observations, request.tick_at
-        state = seen.workers.pools.get(self.component) if seen and seen.workers else None
+        state = _state_of(self.component, request)
         reports: Mapping[str, ForwardPass] | None = seen.fpm.engines.get(self.component) if seen and seen.fpm else None
         if state is None or state.ready is None:
             return ACCEPTED
@@ -229,6 +229,11 @@ class ReferenceKpa:
 def perfect_fleet(rates_rps: Sequence[float], capacity_rps: float) -> list[int]:
     """Replicas that a fleet without boot times would need for each rate: the floor that regret is counted from."""
     return [ceil_safe(rate / capacity_rps) for rate in rates_rps]
+
+
+def _state_of(component: str, request: StageRequest) -> PoolState | None:
+    seen = request.ctx.observations
+    return seen.workers.pools.get(component) if seen and seen.workers else None
 
 
 def _set(plugin: ReferenceHpa | ReferenceKpa, why: str, n: int) -> StageResponse:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import ceil
 
 from windtunnel.policy.planning.capacity import Capacity, EngineLimits, Shape, capacity
 from windtunnel.policy.planning.contract import (
@@ -17,11 +16,11 @@ from windtunnel.policy.planning.contract import (
     StageResponse,
     TrafficMetrics,
 )
+from windtunnel.policy.planning.feed_forward import drain_time_s
 from windtunnel.policy.planning.perf_model import KnownStep, LearnedPerf, PerfModel
 from windtunnel.policy.planning.settings import PlannerSettings
 
 ACCEPTED = StageResponse(Accept())
-LEAST_DRAIN_S = 60.0
 
 
 def baseline_of(state: PoolState | None) -> int | None:
@@ -34,11 +33,6 @@ def baseline_of(state: PoolState | None) -> int | None:
 def answer(targets: list[ComponentTarget], why: Mapping[str, str]) -> StageResponse:
     """An override with the reasons as text; no targets: nothing to change."""
     return StageResponse(Override(tuple(targets), ", ".join(f"{c}: {r}" for c, r in why.items()))) if targets else ACCEPTED
-
-
-def ceil_safe(x: float) -> int:
-    """Binary floats must not buy a replica."""
-    return ceil(x - 1e-9)
 
 
 class Sizing:
@@ -96,4 +90,4 @@ class Sizing:
     def drain_s(self, role: str, state: PoolState | None) -> float:
         """In which a backlog is to be worked off."""
         set_s = self.settings.throughput.drain_s
-        return set_s if set_s is not None else max(LEAST_DRAIN_S, 2 * self.boot_s(role, state))
+        return set_s if set_s is not None else drain_time_s(self.boot_s(role, state))

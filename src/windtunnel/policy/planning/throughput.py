@@ -1,7 +1,4 @@
-"""PROPOSE: replicas for the predicted rate plus the backlog beyond what the SLO allows to wait, over what a replica can do.
-
-The backlog is a rate that is added, never a ratio that multiplies: a ratio on a queue grows with every replica that is still starting.
-"""
+"""PROPOSE: replicas for the predicted rate plus the backlog beyond what the SLO allows to wait, over what a replica can do."""
 
 from __future__ import annotations
 
@@ -17,15 +14,10 @@ from windtunnel.policy.planning.contract import (
     StageRequest,
     StageResponse,
 )
+from windtunnel.policy.planning.feed_forward import replicas_needed
 from windtunnel.policy.planning.reasons import ThroughputReason as Why
 from windtunnel.policy.planning.settings import PlannerSettings
-from windtunnel.policy.planning.sizing import Sizing, answer, baseline_of, ceil_safe
-
-
-def replicas_needed(rate_rps: float, waiting: float, fits: float, drain_s: float, utilisation: float, capacity_rps: float,
-                    least: int = 0) -> int:
-    """For `rate_rps` plus what waits beyond `fits`, worked off in drain_s, with replicas loaded to `utilisation` of capacity_rps."""
-    return max(least, ceil_safe((rate_rps + max(0.0, waiting - fits) / drain_s) / (utilisation * capacity_rps)))
+from windtunnel.policy.planning.sizing import Sizing, answer, baseline_of
 
 
 @dataclass(frozen=True, slots=True)
