@@ -11,6 +11,7 @@ WindtunnelError                       .message .hint .where                     
 ├─ TraceError: TraceFormatError TraceRowError TraceEmptyError                     3
 ├─ RunError: RunCorruptError RunVersionError RunReplayError(1) RunNotRecordedError SweepFailedError  3
 ├─ EngineError: EngineBusyError EngineStoppedError EngineUnavailableError          4
+│  └─ ScalerError: ScalerRefused ScalerUnavailable
 ├─ PolicyError                        a policy broke its contract                  5
 │  ├─ PolicyClockError PolicyStaleViewError PolicyDeniedError ModelStepTimeError
 │  ├─ PlanContractError PluginRefusedError

@@ -44,14 +44,11 @@ class Attempts:
         if effect.prefill is not None:
             raise PolicyError(f"request {request.id!r} was to be prefilled on {effect.prefill!r}: the live world does not split prefill and decode")
         replica = self.replicas.get(effect.replica)
-        failed: Failed | None = None
         if request.id in self.banished:
-            failed = Failed(request.id, effect.dispatch, effect.replica, "unexpected_exception", "policy_error")
-        elif replica is None:
-            failed = Failed(request.id, effect.dispatch, effect.replica, "provider_failure", "replica_gone")
-        if failed is not None or replica is None:
-            self._gate.ended()
-            self._deliver(failed)  # type: ignore[arg-type]
+            self.failed_to_begin(effect, "policy_error")
+            return
+        if replica is None:
+            self.failed_to_begin(effect, "replica_gone", "provider_failure")
             return
         attempt = LiveAttempt(effect, replica, self._clock, self._gate, dry=dry, over=self._over, heard=self._heard,
                               progressed=self._progressed if self.tells_progress else None)
@@ -69,11 +66,11 @@ class Attempts:
         elif not self.alive:
             self._settled()
 
-    def failed_to_begin(self, effect: Dispatch, why: str) -> None:
-        """Its dispatch raised: it ends before it began."""
+    def failed_to_begin(self, effect: Dispatch, why: str, outcome: str = "unexpected_exception") -> None:
+        """It ends before it began: its dispatch raised, or there is nobody to send it to."""
         self._gate.ended()
         self.alive.pop((effect.request.id, effect.dispatch), None)
-        self._deliver(Failed(effect.request.id, effect.dispatch, effect.replica, "unexpected_exception", why))
+        self._deliver(Failed(effect.request.id, effect.dispatch, effect.replica, outcome, why))
 
     def _progressed(self, attempt: LiveAttempt) -> None:
         self.report_progress(attempt.dispatch.replica)
