@@ -29,7 +29,7 @@ def sweep(scenario: str, /, *, grid: Grid = (), set_: Sets = (), variant: str | 
         jobs: Processes; -1: one per core.
         csv: File that the whole table is written to.
     """
-    from windtunnel.lab.scenario import changes_of
+    from windtunnel.lab.overrides import changes_of
     from windtunnel.lab.sweep import sweep as swept
 
     if csv is not None:

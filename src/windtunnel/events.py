@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, dataclass_transform
+from typing import TYPE_CHECKING, Any, TypeVar, dataclass_transform
 
 if TYPE_CHECKING:
     from windtunnel.policy.planning.contract import ForwardPass
@@ -26,9 +26,6 @@ def fact(cls: type[T]) -> type[T]:
 
 PRIORITIES: Mapping[str, int] = {"interactive": 0, "batch": 1}
 PRIORITY_NAMES: Mapping[int, str] = {v: k for k, v in PRIORITIES.items()}
-LeaseOutcome = Literal[
-    "success", "rate_limited", "provider_failure", "provider_timeout", "local_cancelled", "local_timeout", "unexpected_exception"
-]
 
 
 @fact

@@ -11,7 +11,7 @@ from typing import Any
 from windtunnel.errors import ConfigError, ConfigFileError
 from windtunnel.lab import overrides
 from windtunnel.lab.sentences import close_hint
-from windtunnel.lab.yamlfile import Document, PathKey, parse_yaml, read_yaml
+from windtunnel.lab.yamlfile import Document, parse_yaml, read_yaml
 
 PACKAGE = Path(__file__).resolve().parent.parent
 MAX_DEPTH = 5
@@ -121,8 +121,3 @@ def sha256(path: Path) -> str:
 @lru_cache(maxsize=256)
 def _sha256(path: str, _mtime_ns: int, _size: int) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
-
-
-def at(path: PathKey, doc: Document) -> str:
-    """The file and line of a path, or ""."""
-    return doc.where(path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from windtunnel.errors import ConfigError, ConfigValueError
@@ -128,7 +128,7 @@ def merge(base: Any, over: Any) -> Any:
     return out | {k: copy.deepcopy(v) for k, v in over.items() if k not in base and v is not None}
 
 
-def changes_of(texts: tuple[str, ...] | list[str]) -> dict[str, Any]:
+def changes_of(texts: Iterable[str]) -> dict[str, Any]:
     """Several "path=value" texts, left to right; the later of two equal paths wins."""
     out: dict[str, Any] = {}
     for text in texts:

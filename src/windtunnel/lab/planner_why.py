@@ -7,7 +7,7 @@ from typing import Any
 
 from windtunnel.lab.planner_words import LOAD, PLAN, RATE, THROUGHPUT
 
-LOAD_LOOP, THROUGHPUT_LOOP, PREDICTOR = "builtin_load_propose", "builtin_throughput_propose", "builtin_load_predict"
+LOAD_LOOP, THROUGHPUT_LOOP = "builtin_load_propose", "builtin_throughput_propose"
 QUIET = frozenset({"unchanged", "applied", "advisory", "slo_infeasible"})  # what came of it, not why
 MERGED = frozenset({"merge_floor", "merge_ceiling"})
 BLIND = frozenset({"no_traffic_data", "predict_failed", "model_not_ready", "partner_not_ready", "circuit_open"})

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from windtunnel.errors import ConfigError
 from windtunnel.lab import locate, overrides, registry, scenario_data
 from windtunnel.lab.control_spec import preset_part
+from windtunnel.lab.overrides import changes_of
 from windtunnel.lab.places import placed
 from windtunnel.lab.scenario_fields import ScenarioFields
 from windtunnel.lab.schema import schema_text
@@ -224,11 +225,6 @@ def variants(scenario: Scenario) -> Iterator[tuple[str, Scenario]]:
 def schema() -> dict[str, Any]:
     """The JSON schema of a scenario file."""
     return dict(json.loads(schema_text(Scenario)))
-
-
-def changes_of(texts: Sequence[str]) -> dict[str, Any]:
-    """"path=value" texts as changes, left to right."""
-    return overrides.changes_of(list(texts))
 
 
 def _applied(doc: Document, changes: Mapping[str, Any], label: str) -> Document:

@@ -60,8 +60,3 @@ class Agenda(simpy.Environment):
                 for callback in callbacks:
                     callback(event)
         return False
-
-    def quiet_at(self, when: float) -> bool:
-        """Is nothing else due at `when` or before?"""
-        queue = self._queue
-        return not queue or queue[0][0] > when

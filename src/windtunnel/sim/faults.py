@@ -55,13 +55,13 @@ class Faults:
         self._boot_fails: dict[str, int] = {}
         self._frozen: dict[str, Any] = {}
         self._sequence = 0
-        self._rngs = [generator(seed, f"fault/{n}", replication) for n in range(len(faults))]
         self._dice = generator(seed, "fault/dice", replication)
         fleet.boot_faults = self if any(f.kind.startswith("boot") for f in faults) else None
         self.replies = any(f.kind == "errors" and f.after == "accept" for f in faults)
         self.breaks_off = any(f.kind == "errors" and f.after == "first_token" for f in faults)
         self.metrics = any(f.kind.startswith("metrics") or f.kind in ("clock", "pause") for f in faults)
-        for fault, rng in zip(faults, self._rngs):
+        for n, fault in enumerate(faults):
+            rng = generator(seed, f"fault/{n}", replication)
             self._next(fault, rng, fault.times(rng))
 
     def _next(self, fault: Fault, rng: np.random.Generator, times: Iterator[float]) -> None:
