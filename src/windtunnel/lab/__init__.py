@@ -1,0 +1,1 @@
+"""Scenarios, runs and what is learnt from them: build, record, compare, sweep, tune, calibrate, validate."""

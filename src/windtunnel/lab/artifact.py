@@ -120,6 +120,7 @@ def artifact_of(scenario_id: str, flights: Sequence[tuple[Run, PipelineSource]],
 
 
 def stats(values: Sequence[float]) -> Stats:
+    """Mean, percentiles by the nearest rank, extremes and population standard deviation; needs at least one value."""
     ordered = sorted(values)
     n = len(ordered)
     return Stats(mean=fmean(ordered), p50=ordered[round((n - 1) * 0.5)], p95=ordered[round((n - 1) * 0.95)], min=ordered[0], max=ordered[-1],

@@ -50,6 +50,7 @@ class Gaps:
 
 
 def recorded(tables: Tables) -> bool:
+    """Does the run hold what gaps between tokens are made from?"""
     return all(name in tables.names for name in NEEDS)
 
 

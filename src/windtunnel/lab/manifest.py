@@ -101,6 +101,7 @@ def check_files(directory: Path, files: Mapping[str, Mapping[str, Any]], *, veri
 
 
 def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's content, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

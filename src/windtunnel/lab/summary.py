@@ -167,6 +167,7 @@ def wrapped(line: str, width: int = 80) -> list[str]:
 
 
 def share(value: float | None) -> str:
+    """A share in 0..1 as text in percent; "–" for unknown."""
     return "–" if value is None else f"{100 * value:.1f} %"
 
 

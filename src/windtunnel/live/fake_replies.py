@@ -29,6 +29,7 @@ class Load:
 
 
 def frame(data: Any) -> bytes:
+    """One server-sent event with JSON data."""
     return b"data: " + json.dumps(data, separators=(",", ":"), ensure_ascii=False).encode() + b"\n\n"
 
 
@@ -92,6 +93,7 @@ def error_body(kind: Kind, status: int, message: str = "") -> dict[str, Any]:
 
 
 def too_long_body(kind: Kind, input_tokens: int, ctx_tokens: int) -> dict[str, Any]:
+    """What an engine of that kind says of a prompt beyond its context, in tokens."""
     if kind == "llamacpp":
         words = f"request ({input_tokens} tokens) exceeds the available context size ({ctx_tokens} tokens), try increasing it"
         return {"error": {"code": 400, "message": words, "type": "exceed_context_size_error", "n_prompt_tokens": input_tokens,

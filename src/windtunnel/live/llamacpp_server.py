@@ -231,6 +231,7 @@ def _watch_owner(pipe: IO[bytes], gone: threading.Event) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Serve in the foreground; `start` runs this in a process of its own."""
     parser = argparse.ArgumentParser(prog="python -m windtunnel.live.llamacpp_server")
     parser.add_argument("--serve", action="store_true", required=True)
     for name in ("port", "parallel", "ctx", "threads"):

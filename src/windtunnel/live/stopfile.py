@@ -54,6 +54,7 @@ def read_holder(path: Path) -> dict[str, Any]:
 
 
 def holder_text(**more: Any) -> str:
+    """JSON that says which process holds a run: pid, host, and more."""
     return json.dumps({"pid": os.getpid(), "host": socket.gethostname(), **more}, sort_keys=True) + "\n"
 
 

@@ -1,0 +1,1 @@
+"""Everything that decides, pure: `(event, now) -> effects`, no clock, no I/O, no framework."""

@@ -1,0 +1,1 @@
+"""The simulated world: engines, fleets, faults and cost on virtual time."""

@@ -1,0 +1,1 @@
+"""Where work comes from: arrivals, traces, closed loops, clients that retry, pipelines."""

@@ -28,6 +28,7 @@ def shares(run: Run, slo: dict[str, Any] | None) -> tuple[Windows, np.ndarray, n
 
 
 def build(run: Run, *, baseline: Run | None = None, slo: dict[str, Any] | None = None) -> FigureSpec:
+    """Share of offered requests that met every objective, by window and so far."""
     w, share, so_far = shares(run, slo)
     traces = [Trace("good share", w.starts, share, role="good"), Trace("so far", w.starts, so_far, role="other", dash="dot")]
     text = f"{fmt(so_far[-1], 'share')} of all offered requests were good." if w.counted.any() else "No data: nothing arrived."

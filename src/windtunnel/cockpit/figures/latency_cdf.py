@@ -19,6 +19,7 @@ def _first_tokens(run: Run) -> int:
 
 
 def build(run: Run, *, baseline: Run | None = None, slo: dict[str, Any] | None = None) -> FigureSpec:
+    """Share of successes whose TTFT and E2E are at most x seconds."""
     traces: list[Trace] = []
     for source, suffix, dash in ((run, "", "solid"), (baseline, " (pinned)", "dash")):
         if source is None:

@@ -18,6 +18,7 @@ LANES_SHOWN = 4
 
 
 def build(run: Run, *, baseline: Run | None = None, slo: dict[str, Any] | None = None) -> FigureSpec:
+    """In flight, waiting and the limit of each lane over time."""
     limits, flying, waiting = (series_of(run, name) for name in ("limit", "in_flight", "waiting"))
     traces: list[Trace] = []
     cuts, lowest, highest = 0, np.inf, -np.inf

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 
 def build(run: Run, *, baseline: Run | None = None, slo: dict[str, Any] | None = None) -> FigureSpec:
+    """Requests per second offered, admitted, good and turned away, by window."""
     w = Windows(run)
     rows = w.rows
     outcome = rows["outcome"].astype(str).to_numpy()

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 
 def build(run: Run, *, baseline: Run | None = None, slo: dict[str, Any] | None = None) -> FigureSpec:
+    """Requests waiting in each lane over time."""
     lanes = series_of(run, "waiting")
     traces = [Trace(key, t, y, group=i, step=True, stack=len(lanes) > 1) for i, (key, (t, y)) in enumerate(lanes.items())]
     if baseline is not None:

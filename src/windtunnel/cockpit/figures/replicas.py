@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 
 def build(run: Run, *, baseline: Run | None = None, slo: dict[str, Any] | None = None) -> FigureSpec:
+    """Replicas ready, booting and draining over time, all pools together."""
     traces: list[Trace] = []
     table: dict[str, np.ndarray] = {}
     for state in ("ready", "booting", "draining"):

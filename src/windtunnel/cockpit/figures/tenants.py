@@ -18,6 +18,7 @@ SHOWN = 7
 
 
 def build(run: Run, *, baseline: Run | None = None, slo: dict[str, Any] | None = None) -> FigureSpec:
+    """Good share of each of the largest tenants, by window."""
     w = Windows(run)
     tenants = w.rows["tenant"].astype(str)
     good = good_mask(run, slo)

@@ -12,4 +12,5 @@ if TYPE_CHECKING:
 
 
 def build(run: Run, *, baseline: Run | None = None, slo: dict[str, Any] | None = None) -> FigureSpec:
+    """Percentiles of the time per output token, s, by window."""
     return percentile_figure(run, baseline, slo, name="itl", column="tpot_s", title="TPOT", unit="time per output token, s")

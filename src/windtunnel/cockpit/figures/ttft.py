@@ -48,4 +48,5 @@ def _sentence(title: str, values: np.ndarray, p99: np.ndarray, w: Windows, bound
 
 
 def build(run: Run, *, baseline: Run | None = None, slo: dict[str, Any] | None = None) -> FigureSpec:
+    """Percentiles of the time to first token, s, by window."""
     return percentile_figure(run, baseline, slo, name="ttft", column="ttft_s", title="TTFT", unit="time to first token, s")

@@ -44,6 +44,7 @@ def prior(name: str, card: str, dtype: str, gpus: int, ep: int, dp: int) -> Roof
 
 
 def prior_of(p: PointObs) -> Roofline:
+    """The roofline of the point's model, GPU and parallelism."""
     return prior(p.model, p.gpu, p.dtype, p.gpus, p.ep, p.dp)
 
 
@@ -60,6 +61,7 @@ def tables(name: str, card: str, dtype: str, gpus: int, ep: int, dp: int) -> Ope
 
 
 def tables_of(p: PointObs) -> Operators | None:
+    """The operator tables of the point's GPU; None: there are none."""
     return tables(p.model, p.gpu, p.dtype, p.gpus, p.ep, p.dp)
 
 

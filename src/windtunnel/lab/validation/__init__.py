@@ -1,0 +1,1 @@
+"""The simulator beside theory, measurements and other simulators."""

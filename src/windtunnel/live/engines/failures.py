@@ -36,6 +36,7 @@ def empty_success() -> Failed:
 
 
 def from_transport(error: TransportError) -> Failed:
+    """A connection that failed: a timeout of ours is the provider's, all else is a broken provider."""
     if error.kind == "timeout":
         return Failed("DECODE_TIMEOUT", "provider_timeout", "timeout", None, None, error.message)
     return broken(_TRANSPORT[error.kind], error.message)
@@ -83,6 +84,7 @@ def message_of(body: Any) -> str:
 
 
 def is_overload(words: str, kind: str) -> bool:
+    """Do these words of an engine of that kind mean "not now"?"""
     low = words.lower()
     return any(marker in low for marker in OVERLOAD_WORDS.get(kind, OVERLOAD_WORDS["openai"]))
 

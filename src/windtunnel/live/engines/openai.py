@@ -182,6 +182,7 @@ class OpenAIEngine:
 
 
 def prompt_of(call: EngineCall) -> str | list[int]:
+    """The prompt as the wire wants it: text, or a list of token ids."""
     return call.prompt if isinstance(call.prompt, str) else list(call.prompt or ())
 
 

@@ -1,0 +1,1 @@
+"""How many replicas: the planner, its plugins and what they exchange."""

@@ -20,6 +20,7 @@ def bad(path: str, what: str, value: object) -> PlanContractError:
 
 
 def real(path: str, value: Any, lo: float = 0.0, hi: float | None = None) -> None:
+    """Raise unless `value` is a finite number in [lo, hi]; bools are none."""
     kind = type(value)
     if (kind is not float and (kind is bool or not isinstance(value, (int, float)))) or not isfinite(value):
         raise bad(path, "a finite number", value)
@@ -28,6 +29,7 @@ def real(path: str, value: Any, lo: float = 0.0, hi: float | None = None) -> Non
 
 
 def whole(path: str, value: Any, lo: int = 0, hi: int | None = None) -> None:
+    """Raise unless `value` is an int in [lo, hi]; bools are none."""
     if type(value) is not int:
         raise bad(path, "an int", value)
     if value < lo or (hi is not None and value > hi):
@@ -35,21 +37,25 @@ def whole(path: str, value: Any, lo: int = 0, hi: int | None = None) -> None:
 
 
 def text(path: str, value: Any) -> None:
+    """Raise unless `value` is a string."""
     if type(value) is not str:
         raise bad(path, "a string", value)
 
 
 def flag(path: str, value: Any) -> None:
+    """Raise unless `value` is a bool."""
     if type(value) is not bool:
         raise bad(path, "true or false", value)
 
 
 def one(path: str, value: Any, kind: type, optional: bool = True) -> None:
+    """Raise unless `value` is of that kind, or None where that is allowed."""
     if not (isinstance(value, kind) or (optional and value is None)):
         raise bad(path, kind.__name__, value)
 
 
 def each(path: str, values: Any, kind: type) -> None:
+    """Raise unless `values` is a tuple of that kind."""
     if type(values) is not tuple:
         raise bad(path, "a tuple", values)
     for i, value in enumerate(values):
@@ -58,6 +64,7 @@ def each(path: str, values: Any, kind: type) -> None:
 
 
 def table(path: str, values: Any) -> Mapping[str, Any]:
+    """`values`; raise unless it is a mapping whose keys are strings."""
     if not isinstance(values, Mapping):
         raise bad(path, "a mapping", values)
     for key in values:

@@ -127,4 +127,5 @@ class PlannerState:
 
 
 def as_notes(records: Sequence[Record]) -> list[Effect]:
+    """Records of the planner as effects, for whoever keeps notes."""
     return [Note(r.kind, "planner", r.seq, (r.plugin_id, r.component), "", {**r.data, "tick": r.tick}) for r in records]

@@ -1,0 +1,1 @@
+"""Who goes next: queues, and what may be wrapped around them."""

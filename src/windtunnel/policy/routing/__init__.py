@@ -1,0 +1,1 @@
+"""Which replica: routers over the ledger of a fleet."""

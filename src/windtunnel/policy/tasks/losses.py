@@ -18,6 +18,7 @@ def give_up(board: Board, known: SchedulableTask, running: Running | None, kind:
 
 
 def drop(board: Board, rg: int, row: int) -> None:
+    """A row is lost: what was still to be done for it is taken from the queue and the frontier."""
     before = board.tracker.dropped(rg)[row]
     delta = board.tracker.drop_row(rg, row)
     board.counts.rows_dropped += not before

@@ -1,0 +1,1 @@
+"""Readers of trace files, and the operations that change a trace."""

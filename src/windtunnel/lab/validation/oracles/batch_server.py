@@ -49,6 +49,8 @@ class Served:
 
 @dataclass(slots=True)
 class Running:
+    """A request in the batch, and the tokens made for it."""
+
     sent: Sent
     item_id: str
     made: int = 1

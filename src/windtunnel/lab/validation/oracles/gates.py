@@ -37,6 +37,7 @@ class WindowCounter:
 
 
 def rate(kind: type[Gcra] | type[WindowCounter] = Gcra, name: str = "GCRA") -> list[Check]:
+    """A bucket of 5 that fills by 10 per second: burst, wait, and what passes in a saturated minute."""
     at_once, bucket = 0, kind(10.0, 5.0)
     while bucket.wait_s(1.0, 0.0) == 0.0:
         bucket.take(1.0, 0.0)
@@ -54,6 +55,7 @@ def rate(kind: type[Gcra] | type[WindowCounter] = Gcra, name: str = "GCRA") -> l
 
 
 def rate_by_windows() -> list[Check]:
+    """The naive variant: it lets twice as many pass around the turn of a second."""
     return rate(WindowCounter, "a counter per clock second")[:2]
 
 
@@ -69,6 +71,7 @@ def delay() -> list[Check]:
 
 
 def again(requests: int = 6000) -> list[Check]:
+    """Attempts per request of a control that tries up to four times, by the share of attempts that fail."""
     out = []
     for failing, want in ATTEMPTS:
         control, rng, attempts = default_control(["x"], settings=ControlSettings(attempts=4)), Random(3), 0

@@ -98,15 +98,18 @@ def indices(flows: Sequence[Flow], cuts: int = 6) -> list[float]:
 
 
 def equal(kind: type[AimdFlow] | type[MimdFlow] = AimdFlow, name: str = "additive increase, multiplicative decrease") -> list[Check]:
+    """Jain's index of two flows after each common cut."""
     got = indices([kind(start) for start in START])
     return [near(EQUAL, name, f"Jain's index, cut {n}", want, index, 1e-3, 2) for n, (want, index) in enumerate(zip(INDICES, got))]
 
 
 def equal_mimd() -> list[Check]:
+    """The naive variant whose flows stay as unequal as they were: multiplicative both ways."""
     return equal(MimdFlow, "multiplicative both ways")[-1:]
 
 
 def equal_aiad() -> list[Check]:
+    """The naive variant whose flows do not converge: additive both ways."""
     return equal(AiadFlow, "additive both ways")[-1:]
 
 
@@ -136,6 +139,7 @@ def sawtooth(capacity: int, config: Aimd) -> tuple[int, int, float, int]:
 
 
 def saws() -> list[Check]:
+    """Peak, trough and mean of AIMD's sawtooth at a fixed capacity, and successes per cut."""
     out = []
     for capacity, config, *wanted in SAWS:
         what = f"capacity {capacity}, cut to {config.decrease_factor:g}, {config.successes_until_increase} per step"
@@ -179,6 +183,7 @@ def throughput(slots: int, service_s: float, cooldown_s: float, until_s: float) 
 
 
 def pauses() -> list[Check]:
+    """Throughput, requests/s, of AIMD with a pause after each cut."""
     out = []
     for slots, service_s, cooldown_s, want, fluid in PAUSES:
         what = f"{slots} slots, service {service_s:g} s, pause {cooldown_s:g} s"
@@ -208,6 +213,7 @@ def settle(limit: Limit, c0: float, steps: int) -> float:
 
 
 def rests() -> list[Check]:
+    """Where gradient and Vegas limits come to rest at a fixed capacity."""
     envoy = EnvoyGradient(min_rtt_interval_s=None)
     out = [near(REST, f"Envoy's gradient, capacity {c0}", "limit", want, settle(EnvoyGradientLimit(envoy, 100_000), c0, 400), 1e-3, 400)
            for c0, want in ENVOY]

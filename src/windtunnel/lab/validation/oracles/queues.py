@@ -31,6 +31,7 @@ def steady(discipline: str, rate: float, n: int, priorities: Mapping[str, float]
 
 
 def sizes(rho: float = 0.8, n: int = 1_000_000, disciplines: tuple[str, ...] = ("fcfs", "sjf", "srpt")) -> list[Check]:
+    """Mean sojourn of M/G/1 by discipline."""
     return [_sojourn(discipline, MEAN_S[rho][discipline], rho, n) for discipline in disciplines]
 
 
@@ -45,6 +46,7 @@ def _sojourn(discipline: str, want: float, rho: float, n: int) -> Check:
 
 
 def classes(discipline: str = "priority", n: int = 500_000) -> list[Check]:
+    """Mean waits of two priority classes, and the conservation of Σ ρ·wait."""
     f = steady(discipline, 0.8, n, SHARES)
     out = []
     for name, of in (("interactive", 0), ("batch", 1)):
@@ -55,4 +57,5 @@ def classes(discipline: str = "priority", n: int = 500_000) -> list[Check]:
 
 
 def classes_ignored(n: int = 400_000) -> list[Check]:
+    """The naive variant: first come, first served."""
     return classes("fcfs", n)[:2]

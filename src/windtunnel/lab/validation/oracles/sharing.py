@@ -21,6 +21,7 @@ Make = Callable[[], Queue]
 
 
 def vtc() -> VtcQueue:
+    """The queue under test, output tokens weighted by W_OUT."""
     return VtcQueue(Vtc(w_out=W_OUT))
 
 
@@ -85,6 +86,7 @@ def light_elsewhere(members: int = 3) -> list[Check]:
 
 
 def light_in_line(members: int = 2) -> list[Check]:
+    """The naive variant: one line for all tenants."""
     return light(FifoQueue, 4.8, "first come, first served", members)
 
 

@@ -99,6 +99,7 @@ def text(rows: Sequence[Row]) -> str:
 
 
 def verdict(rows: Sequence[Row]) -> str:
+    """How many checks pass, and how many naive variants fail, in a sentence."""
     judged = [row for row in rows if row.check.judged]
     real, naive = [r for r in judged if not r.naive], [r for r in judged if r.naive]
     return f"{sum(r.right for r in real)} of {len(real)} checks pass, {sum(r.right for r in naive)} of {len(naive)} naive variants fail as they must"
