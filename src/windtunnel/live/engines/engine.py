@@ -155,19 +155,27 @@ class EngineStream:
 
 
 class Engine(Protocol):
-    """One replica behind one address. `stream` never raises for what the engine does; it gives `Failed`.
-
-    health never raises; capabilities and scrape raise EngineUnavailableError. sampled_s: what the scrape is stamped with.
-    """
+    """One replica behind one address. facts: what is known of engines of its kind."""
 
     facts: EngineFacts
 
-    async def health(self) -> Health: ...
-    async def capabilities(self) -> Capabilities: ...
-    def stream(self, call: EngineCall) -> EngineStream: ...
-    async def scrape(self, sampled_s: float = 0.0) -> Scrape: ...
-    async def abort(self, call_id: str) -> bool: ...
-    async def close(self) -> None: ...
+    async def health(self) -> Health:
+        """Does it serve now? Never raises."""
+
+    async def capabilities(self) -> Capabilities:
+        """What it says it can; raises EngineUnavailableError."""
+
+    def stream(self, call: EngineCall) -> EngineStream:
+        """One call. Never raises for what the engine does: the stream then ends with `Failed`."""
+
+    async def scrape(self, sampled_s: float = 0.0) -> Scrape:
+        """Its metrics, stamped with `sampled_s`; raises EngineUnavailableError."""
+
+    async def abort(self, call_id: str) -> bool:
+        """Stop a call by its id; False if the engine has no way to, or does not know it."""
+
+    async def close(self) -> None:
+        """Give back its connections."""
 
 
 def check_call(call: EngineCall) -> None:

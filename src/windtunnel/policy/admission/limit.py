@@ -35,22 +35,32 @@ class LimitChange:
 
 
 class Limit(Protocol):
-    """limit: requests in flight; blocked_until: run s before which nothing is admitted; epoch: counts the cuts.
+    """The arithmetic of a concurrency limit.
 
     A limit that ramps up may also have `first_use(now)`, `limit_at(now)` and `next_step(now)`, see AimdLimit. All reads are pure.
     """
 
     @property
-    def limit(self) -> int: ...
-    @property
-    def blocked_until(self) -> float: ...
-    @property
-    def epoch(self) -> int: ...
-    @property
-    def needs(self) -> frozenset[str]: ...
+    def limit(self) -> int:
+        """Requests that may be in flight."""
 
-    def on_sample(self, sample: Sample, now: float) -> LimitChange | None: ...
-    def set_max(self, effective_max: int, now: float) -> None: ...
+    @property
+    def blocked_until(self) -> float:
+        """Run s before which nothing is admitted; -inf: nothing is held back."""
+
+    @property
+    def epoch(self) -> int:
+        """Counts the cuts: an attempt that began before the last one cannot cut again."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Words of observations that its samples need, such as `first_token`."""
+
+    def on_sample(self, sample: Sample, now: float) -> LimitChange | None:
+        """An attempt has ended; what changed, if anything did."""
+
+    def set_max(self, effective_max: int, now: float) -> None:
+        """The ceiling of its resource has changed: the limit may not grow beyond it."""
 
 
 LimitFactory = Callable[[int], Limit]

@@ -30,26 +30,44 @@ IDLE_GROUPS_KEPT = 65_536
 
 
 class Queue(Protocol):
-    """Who goes next. `select` changes nothing; `commit` takes what was selected unless the queue has moved on.
-
-    restore: a committed item comes back for another attempt, at the head of its group; never refused for want of room.
-    straight: offer + select + commit of one item on an empty queue, or False (a queue may always say False).
-    """
+    """Who goes next: `select` changes nothing, `commit` takes what was selected. `now`: run s, never before the last one."""
 
     @property
-    def sequence_version(self) -> int: ...
+    def sequence_version(self) -> int:
+        """Counts the changes; a selection is good for one version only."""
 
-    def offer(self, items: Iterable[QueueItem], now: float) -> Offered: ...
-    def shed(self, now: float) -> tuple[Shed, ...]: ...
-    def select(self, eligible: Eligible, now: float) -> Selection | None: ...
-    def commit(self, selection: Selection, now: float) -> QueueItem | None: ...
-    def restore(self, item: QueueItem, now: float) -> None: ...
-    def straight(self, item: QueueItem, now: float) -> bool: ...
-    def discard(self, item_id: str, now: float) -> QueueItem | None: ...
-    def discard_where(self, pred: Callable[[QueueItem], bool], now: float) -> tuple[QueueItem, ...]: ...
-    def view(self) -> QueueView: ...
-    def next_deadline(self) -> float | None: ...
-    def __len__(self) -> int: ...
+    def offer(self, items: Iterable[QueueItem], now: float) -> Offered:
+        """Queue the items in order: who was taken, who was refused or evicted, and which ids were here already."""
+
+    def shed(self, now: float) -> tuple[Shed, ...]:
+        """Take out those who have waited for too long by the queue's own rule."""
+
+    def select(self, eligible: Eligible, now: float) -> Selection | None:
+        """Who would go next of those that `eligible(item, view)` lets go; None: nobody. Changes nothing."""
+
+    def commit(self, selection: Selection, now: float) -> QueueItem | None:
+        """Take the selected item out; None if the queue has changed since."""
+
+    def restore(self, item: QueueItem, now: float) -> None:
+        """A committed item comes back for another attempt, at the head of its group; never refused for want of room."""
+
+    def straight(self, item: QueueItem, now: float) -> bool:
+        """Offer, select and commit of one item on an empty queue; False: it was not done (a queue may always say so)."""
+
+    def discard(self, item_id: str, now: float) -> QueueItem | None:
+        """Take one out by its id; None if it is not here."""
+
+    def discard_where(self, pred: Callable[[QueueItem], bool], now: float) -> tuple[QueueItem, ...]:
+        """Take out all for which `pred` is true."""
+
+    def view(self) -> QueueView:
+        """The queue as it stands, not to be used after it has changed."""
+
+    def next_deadline(self) -> float | None:
+        """Run s at which `shed` may have something to do; None: not without an event."""
+
+    def __len__(self) -> int:
+        """How many wait."""
 
 
 class FairTaskQueue:

@@ -44,11 +44,18 @@ class ReplicaChange:
 
 
 class Router(Protocol):
-    """`pick` changes nothing but the router's own random generator; `sent` commits; `done` comes once per attempt."""
+    """Which replica. `pick` only looks, `sent` commits. needs: words of observations that the world must give."""
 
     needs: frozenset[str]
 
-    def pick(self, request: Request, fleet: Fleet, now: float) -> Choice | NoReplica: ...
-    def sent(self, request: Request, choice: Choice, now: float) -> None: ...
-    def done(self, request: Request, replica: str, outcome: str, now: float) -> None: ...
-    def changed(self, change: ReplicaChange, now: float) -> None: ...
+    def pick(self, request: Request, fleet: Fleet, now: float) -> Choice | NoReplica:
+        """The replica for the request, or why there is none. Leaves no trace but in the router's own generator."""
+
+    def sent(self, request: Request, choice: Choice, now: float) -> None:
+        """The request was sent as chosen."""
+
+    def done(self, request: Request, replica: str, outcome: str, now: float) -> None:
+        """Its attempt there has ended; once per attempt."""
+
+    def changed(self, change: ReplicaChange, now: float) -> None:
+        """A replica is ready, drains or is gone."""
