@@ -50,7 +50,7 @@ class Limit(Protocol):
 
     @property
     def epoch(self) -> int:
-        """Counts the cuts: an attempt that began before the last one cannot cut again."""
+        """Counts the cuts; a sample carries the count at the start of its attempt."""
 
     @property
     def needs(self) -> frozenset[str]:

@@ -49,7 +49,10 @@ class Runs(Timing):
         self.busy_s = self.prefill_s = 0.0  # seconds of steps; of those that carried prompt tokens
 
     def _start(self, _: object = None) -> None:
-        """Compose the next step and launch as many like it as nothing can change in."""
+        """Compose the next step and launch as many like it as nothing can change in. One piece and in place: every run passes here.
+
+        k: steps of the run, as many as are alike; b: decodes in each; A + B·j: seconds of step j, answered for `lasts` of them.
+        """
         if not self._start_pending:
             return
         self._start_pending = False
@@ -62,11 +65,11 @@ class Runs(Timing):
         if (self._waiting or self.partial is not None) and self._compose(self):
             once = True  # somebody lost its blocks: at the next boundary it may be admitted again
         batch = self._batch
-        if chunks:
+        if chunks:  # a step with prefills stands alone, unless a long prompt fills it and those after it
             k = 1 if once or self.partial is None else self._chunk_run()
             b = 0 if self._alone else kv.n
             self._fill(batch, b)
-        elif kv.n:
+        elif kv.n:  # decodes alone: alike until the first of them ends, or the free blocks do
             marks = self._marks
             first = marks[0]
             while first[2].end_mark != first[0]:
@@ -76,7 +79,7 @@ class Runs(Timing):
             if kv.total is not None and (kv.stretched or kv.base_sum + kv.n * (self.D + k + kv.size) > (kv.total - kv.fixed) * kv.size):
                 k = kv.affordable(self.D, k)
                 if not k:
-                    self._compose(self)  # somebody loses its blocks
+                    self._compose(self)  # somebody loses its blocks, and somebody else may come in
                     k = 1
             b = kv.n
             if chunks:
