@@ -127,7 +127,6 @@ class TestINV1INV3INV6Admission(AdmissionMachine.TestCase):  # type: ignore[name
     settings = settings(max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck))
 
 
-
 STEPS = st.lists(st.tuples(st.sampled_from(["acquire", "release", "cap", "wait"]), st.integers(0, 99)), max_size=60)
 
 

@@ -147,7 +147,6 @@ def _figures(run: Run, baseline: Run | None, heading: bool = True) -> str:
     return ("<h2>Figures</h2>" if heading else "") + f'<div class="grid">{"".join(parts)}</div>'
 
 
-
 def _tells(spec: FigureSpec) -> bool:
     """Is there something to see? One tenant is no comparison, and what serves in seconds has no time per token."""
     if spec.name == "itl":

@@ -100,7 +100,6 @@ def is_endless(spec: Any) -> bool:
     return isinstance(spec, ArrivalsSpec) and spec.count is None and bool(spec.config().endless)
 
 
-
 def has_adapters(spec: Any) -> bool:
     """Do requests of this source ask for adapters by label?"""
     return any(has_adapters(s) for s in spec.sources) if isinstance(spec, MixSpec) else bool(getattr(spec, "adapters", None))

@@ -10,7 +10,7 @@ from windtunnel.lab.summary import number
 
 HIGHER = frozenset({"goodput_rps", "good_fraction", "success_fraction", "jain", "prefix_hit_rate", "utilisation", "slo_attainment"})
 LOWER = frozenset({"rejected_fraction", "timeout_fraction", "failed_fraction", "gpu_hours", "kwh", "j_per_output_token", "wasted_tokens",
-    "scale_reversals", "eta_mape"})
+                   "scale_reversals", "eta_mape"})
 BETTER, WORSE, SAME = "better", "worse", "no difference shown"
 NO_INTERVAL = "different arrivals, one run each: no interval"
 
