@@ -9,6 +9,7 @@ from windtunnel.sim.engine import Attempt, EngineConfig, SimEngine
 from windtunnel.sim.stepmodels.affine import Affine
 
 SECOND = Affine(1.0, 0.0, 0.0, 0.0)  # every step lasts one second
+AFFINE = Affine(6e-3, 2.6e-5, 2e-5, 2.4e-8)
 
 
 class Bench:

@@ -7,17 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from engine_bench import AFFINE, SECOND
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from windtunnel.sim.agenda import ARRIVAL, Agenda
 from windtunnel.sim.engine import Attempt, EngineConfig, SimEngine
 from windtunnel.sim.jump import span
-from windtunnel.sim.stepmodels.affine import Affine
 from windtunnel.sim.stepmodels.model import Batch, Provenance
-
-AFFINE = Affine(6e-3, 2.6e-5, 2e-5, 2.4e-8)
-SECOND = Affine(1.0, 0.0, 0.0, 0.0)  # every step lasts one second
 
 
 class Bench:
