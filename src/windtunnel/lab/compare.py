@@ -83,6 +83,7 @@ class Comparison:
         return [(name, self.items[name][0]) for name in self.names]
 
     def table_html(self) -> str:
+        """The table as HTML, one row per metric and candidate."""
         return render.comparison_table(self)
 
     def report(self, path: str | Path, **options: Any) -> Path:

@@ -49,6 +49,7 @@ class ExpectSpec(Spec):
 
     @property
     def text(self) -> str:
+        """Expression, operator, bound and tolerance, as people read them."""
         within = f" ± {self.tol:g}" + ("" if not self.value else f" × {abs(self.value):g}") if self.tol else ""
         return f"{self.expression} {self.op} {self.value:g}{within}"
 

@@ -86,6 +86,7 @@ class Summary:
 
     @property
     def text(self) -> str:
+        """The lines, one under another."""
         return "\n".join(self.lines())
 
     def lines(self) -> list[str]:

@@ -81,6 +81,7 @@ class Flight:
 
     @property
     def progress(self) -> Progress:
+        """How far it is."""
         return self._driver.progress()
 
     def result(self) -> Run:
@@ -215,6 +216,7 @@ class LiveFlight:
 
     @property
     def progress(self) -> Any:
+        """How far it is."""
         return self._driver.progress()
 
     def stop(self, cut: bool = False) -> None:

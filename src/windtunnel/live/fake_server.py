@@ -53,6 +53,7 @@ class FakeEngine:
 
     @property
     def url(self) -> str:
+        """Its address, once it is started."""
         return f"http://{self.host}:{self.port}"
 
     @property

@@ -128,6 +128,7 @@ class Gate:
     closed: bool = False
 
     def close(self) -> None:
+        """Nothing leaves any more; for good."""
         self.closed = True
 
     @property

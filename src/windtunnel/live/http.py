@@ -46,6 +46,7 @@ class HttpReply:
 
     @property
     def text(self) -> str:
+        """The body as UTF-8; what is none is replaced."""
         return self.body.decode("utf-8", "replace")
 
     def json(self) -> Any:
@@ -159,6 +160,7 @@ class HttpClient:
                 self.reconnects += 1
 
     async def aclose(self) -> None:
+        """Close all connections."""
         for client in self._clients:
             await client.aclose()
 

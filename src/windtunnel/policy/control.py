@@ -139,6 +139,7 @@ class Control:
         self.changed("gone", event.replica, pool)
 
     def changed(self, kind: str, replica: str, pool: str) -> None:
+        """A replica is ready, draining or gone: its lane's router hears of it, and what waits is looked at again."""
         lane = self.flow.lane_of_pool(pool)
         if lane is not None:
             lane.router.changed(ReplicaChange(kind, replica), self._now)

@@ -30,15 +30,19 @@ class OpenLoop:
         """All requests in order of `arrived_s`, the same ones each time; sets `_exhausted` at the end."""
 
     def stream(self) -> Iterator[Request] | None:
+        """The requests, from the first; None where a `Throttle` lets them out."""
         return None if self._throttle else self._requests()
 
     def start(self, now: float) -> Sequence[Ask]:
+        """What the throttle lets out at once."""
         return self._throttle.start(now) if self._throttle else ()
 
     def handle(self, what: Event | Reject | Close, now: float) -> Sequence[Ask]:
+        """An end of one of its requests, or its wake: what the throttle lets out now."""
         return self._throttle.handle(what, now) if self._throttle else ()
 
     def done(self) -> bool:
+        """Was the last request drawn?"""
         return self._throttle.done() if self._throttle else self._exhausted
 
 
@@ -55,9 +59,11 @@ class Throttle:
         self._open: set[str] = set()
 
     def start(self, now: float) -> Sequence[Ask]:
+        """Let out what may go."""
         return self._release(now)
 
     def handle(self, what: Event | Reject | Close, now: float) -> Sequence[Ask]:
+        """Let out what may go after an end, or at its time."""
         if isinstance(what, Woke):
             return self._release(now) if what.key == self._key else ()
         if isinstance(what, (Finished, Reject, Close)) and what.request_id in self._open:
@@ -66,6 +72,7 @@ class Throttle:
         return ()
 
     def done(self) -> bool:
+        """Is nothing left to let out?"""
         return self._next is None
 
     def _release(self, now: float) -> list[Ask]:

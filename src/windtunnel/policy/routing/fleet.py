@@ -183,6 +183,7 @@ class Fleet(Roll):
         return self.load_of(self.replicas[id], now)
 
     def load_of(self, r: Replica, now: float) -> int:
+        """As `load`, of a replica that is at hand."""
         others, scrape = r.others, r.scrape
         if others is None or scrape is None or now - scrape.sampled_s > self._usable_s:
             return r.in_flight
