@@ -105,8 +105,8 @@ def timeline_text(log: PlannerLog, stretches: Sequence[Stretch]) -> str:
     if not stretches:
         return f"{head}\nno tick in this part of the run"
     rows = [_cells(s) for s in stretches]
-    hidden = {2 for _ in (1,) if len({s.pool for s in stretches}) < 2} | {4 for _ in (1,) if all(s.forecast_rps is None for s in stretches)}
-    shown = [i for i in range(len(HEAD)) if i not in hidden]
+    told = {"pool": len({s.pool for s in stretches}) > 1, "forecast/s": any(s.forecast_rps is not None for s in stretches)}
+    shown = [i for i, name in enumerate(HEAD) if told.get(name, True)]
     widths = {i: max(len(HEAD[i]), *(len(row[i]) for row in rows)) for i in shown}
     lines = ["  ".join(cells[i].ljust(widths[i]) for i in shown).rstrip() for cells in (HEAD, *rows)]
     return "\n".join([head, *_failing(log), *lines])

@@ -69,6 +69,13 @@ class HandOver(Progress):
             self.kv.fixed -= self.cache.release(a.refs) * self._per_entry
             a.refs = None
 
+    def _come_to_nothing(self, a: Attempt) -> None:
+        """Cancelled while its KV was on its way: it is gone, and so are the blocks that it held."""
+        a.state = GONE
+        del self._here[a.id, a.dispatch]
+        self._free_held(a)
+        self._on_cancelled(a)
+
     # -- the decode side ------------------------------------------------------------------------------------------------------------
 
     def refuses_for_ever(self, a: Attempt) -> Refusal | None:
@@ -131,10 +138,7 @@ class HandOver(Progress):
         a.computed = a.prompt if a.generated else a.prompt - 1
         a.target = a.prompt
         if a.cancelled:
-            a.state = GONE
-            del self._here[a.id, a.dispatch]
-            self._free_held(a)
-            self._on_cancelled(a)
+            self._come_to_nothing(a)
             self._disturb()
             return
         if a.refs is not None and a.computed == a.target:
@@ -159,10 +163,7 @@ class HandOver(Progress):
         for a in arrived:
             self._max_seqs += 1
             if a.cancelled:
-                a.state = GONE
-                del self._here[a.id, a.dispatch]
-                self._free_held(a)
-                self._on_cancelled(a)
+                self._come_to_nothing(a)
             else:
                 self._rejoin(a)
         while self._kv_wait and self._reserve_next(1):
