@@ -46,6 +46,19 @@ def count_steps() -> None:
     RuleBasedStateMachine.check_invariants = counted  # type: ignore[method-assign]
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A worker process hands its count to the one that prints."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["steps"] = dict(steps)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    steps.update(getattr(node, "workeroutput", {}).get("steps", {}))
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     for name, count in sorted(steps.items()):
         terminalreporter.write_line(f"{name}: {count:,} steps")
+    if steps:
+        terminalreporter.write_line(f"all machines: {steps.total():,} steps")
