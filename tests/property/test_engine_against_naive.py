@@ -21,6 +21,8 @@ from windtunnel.sim.stepmodels.vidur import VidurRoofline
 MODELS: dict[str, StepModel] = {
     "affine": Affine(6.1e-3, 2.63e-5, 2.1e-5, 2.4e-6, 1.1e-9),
     "table": Table(((1, 5.1e-3), (4, 6.3e-3), (32, 9.7e-3)), 2.17e-5, 1.3e-7),
+    "table_by_context": Table(((1, 20, 5.1e-3), (1, 150, 6.9e-3), (4, 8, 5.9e-3), (4, 90.5, 5.4e-3), (4, 170, 8.8e-3)), 2.17e-5),
+    "table_ceil": Table(((2, 16, 5.1e-3), (2, 64, 5.9e-3), (8, 40, 6.2e-3), (8, 80.5, 8.3e-3)), 2.17e-5, mode="ceil"),
     "roofline": Roofline(model("Llama-3.1-8B"), gpu("h100_sxm")),
     "vidur": VidurRoofline(),
 }
@@ -274,6 +276,7 @@ def jobs_of(drawn: list[tuple[float, int, int, float | None]]) -> list[Job]:
     return jobs
 
 
+@pytest.mark.filterwarnings("ignore:extrapolated")
 @pytest.mark.parametrize("name", sorted(MODELS))
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(drawn=drawn_jobs, config=configs)
@@ -315,6 +318,7 @@ def test_SK_6_a_burst_in_a_tiny_pool_recomputes_and_ends() -> None:
         assert engine.events < engine.steps
 
 
+@pytest.mark.filterwarnings("ignore:extrapolated")
 @pytest.mark.parametrize("name", sorted(MODELS))
 def test_SF_12_long_prompts_in_chunks_beside_decodes(name: str) -> None:
     jobs = [Job(0.0, 40, 400), Job(0.05, 5000, 30), Job(0.06, 3000, 3), Job(0.3, 9000, 2, 0.2), Job(0.31, 20, 5)]

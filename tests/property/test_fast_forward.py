@@ -26,6 +26,9 @@ from windtunnel.sim.stepmodels.vidur import VidurRoofline
 MODELS: dict[str, StepModel] = {
     "affine": Affine(6.1e-3, 2.63e-5, 2.1e-5, 2.4e-6, 1.1e-9),
     "table": Table(((1, 5.1e-3), (4, 6.3e-3), (32, 9.7e-3)), 2.17e-5, 1.3e-7),
+    "table_by_context": Table(((1, 20, 5.1e-3), (1, 64.5, 5.3e-3), (1, 150, 6.9e-3), (3, 8, 5.9e-3), (3, 90, 5.4e-3), (3, 170, 8.8e-3),
+                               (6, 33, 6.1e-3), (6, 110.25, 9.3e-3)), 2.17e-5),
+    "table_ceil": Table(((2, 16, 5.1e-3), (2, 64, 5.9e-3), (2, 130, 7.7e-3), (5, 40, 6.2e-3), (5, 80.5, 8.3e-3)), 2.17e-5, mode="ceil"),
     "roofline": Roofline(model("Llama-3.1-8B"), gpu("h100_sxm")),
     "vidur": VidurRoofline(),
 }
@@ -150,6 +153,7 @@ def jobs_of(drawn: list[tuple[float, int, int, int, float | None, int]]) -> list
     return jobs
 
 
+@pytest.mark.filterwarnings("ignore:extrapolated")
 @settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
 @given(drawn=st.lists(job, min_size=1, max_size=14), config=configs(), name=st.sampled_from(sorted(MODELS)), speeds=speeds,
        looks=st.lists(st.floats(0.0, 2.0), max_size=3))
@@ -161,6 +165,7 @@ def test_SF_12_fast_forward_equals_stepping(drawn: list[Any], config: EngineConf
     assert difference(fast, slow) is None
 
 
+@pytest.mark.filterwarnings("ignore:extrapolated")
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(drawn=st.lists(job, min_size=1, max_size=14), config=configs(), name=st.sampled_from(sorted(MODELS)))
 def test_SF_8_pooled_gaps_are_those_of_the_token_times(drawn: list[Any], config: EngineConfig, name: str) -> None:
@@ -176,6 +181,7 @@ def chat(n: int, squeeze: float = 1.0) -> list[Job]:
             for i, r in enumerate(rows)]
 
 
+@pytest.mark.filterwarnings("ignore:extrapolated")
 @pytest.mark.parametrize("name", sorted(MODELS))
 def test_SF_12_on_recorded_lengths(name: str) -> None:
     config = EngineConfig(num_blocks=3000, max_num_seqs=64)
