@@ -137,7 +137,8 @@ class Table:
 
     def _watch(self, b: Batch, seconds: float) -> None:
         """Remember what was asked beyond the knots."""
-        o, seen = self.outside, []
+        o = self.outside
+        seen: list[tuple[str, float, float, float]] = []
         o.total_s += seconds
         least, most = 0 if self.mode == "ceil" else self._rows[0][0], self._rows[-1][0]
         if not least <= b.sequences <= most:
