@@ -15,7 +15,7 @@ from windtunnel.errors import ConfigValueError
 from windtunnel.events import PRIORITIES, Event, Request, Truth
 from windtunnel.policy.param import check_number
 from windtunnel.sources.dist import Dist, Floats, Shares, dist_of, tokens
-from windtunnel.sources.source import Ask, Loop, Throttle
+from windtunnel.sources.source import THROTTLED, Ask, Loop, Throttle
 from windtunnel.sources.traces.prompts import Prompts
 
 CHUNK = 2048
@@ -169,6 +169,7 @@ class ArrivalSource:
         self.patience_s = None if patience_s is None else dist_of(patience_s, "patience_s")
         self._children = (rng if isinstance(rng, np.random.Generator) else np.random.default_rng(rng)).spawn(7)
         self._exhausted, self._throttle = False, None if max_in_flight is None else Throttle(name, self._requests(), max_in_flight)
+        self.needs = frozenset() if max_in_flight is None else THROTTLED
 
     @property
     def endless(self) -> bool:

@@ -14,7 +14,8 @@ Loop = Literal["open", "closed", "mixed"]
 
 
 class Source(Protocol):
-    """What a world asks of a source. needs: words of observations (`started`, `first_token`, ...) that it must be told of."""
+    """What a world asks of a source. needs: words of observations (`started`, `first_token`, ...) that it must be told of; `ends`: of the ends
+    of its requests, though its loop is open."""
 
     name: str
     loop: Loop
@@ -38,6 +39,9 @@ def check_books(source: Source) -> None:
     check = getattr(source, "check", None)
     if check is not None:
         check()
+
+
+THROTTLED = frozenset({"ends"})  # what a source that has a Throttle needs
 
 
 class Throttle:

@@ -18,7 +18,7 @@ from windtunnel.events import PRIORITIES, Event, Request, Truth
 from windtunnel.policy.routing.turns import TurnRef
 from windtunnel.sources.arrivals import FixedSchedule, RequestRate
 from windtunnel.sources.dist import Floats
-from windtunnel.sources.source import Ask, Loop, Throttle
+from windtunnel.sources.source import THROTTLED, Ask, Loop, Throttle
 from windtunnel.sources.traces.lines import OnError
 from windtunnel.sources.traces.open import Operation, Trace, open_trace
 from windtunnel.sources.traces.ops import operation_of
@@ -59,6 +59,7 @@ class TraceSource:
         self._load, self._rng, self._exhausted = load if load is not None else FixedSchedule(zero), rng, False
         most = self._load.max_in_flight
         self._throttle = None if most is None else Throttle(name, self._requests(), most)
+        self.needs = frozenset() if most is None else THROTTLED
 
     def stream(self) -> Iterator[Request] | None:
         return None if self._throttle else self._requests()
