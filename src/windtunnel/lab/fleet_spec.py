@@ -18,6 +18,7 @@ from windtunnel.lab.places import place
 from windtunnel.lab.yamlfile import Document, dotted
 from windtunnel.sim.catalog import Catalog
 from windtunnel.sim.engine import EngineConfig
+from windtunnel.sim.engine_config import POLICY_DEFAULTS
 from windtunnel.sim.service import ServiceConfig
 from windtunnel.sim.stepmodels.affine import Affine
 from windtunnel.sim.stepmodels.model import Provenance
@@ -25,7 +26,18 @@ from windtunnel.sim.stepmodels.table import Table
 from windtunnel.sim.stepmodels.table_csv import read_steps
 from windtunnel.sim.stepmodels.two_regime import TwoRegime
 
-EngineSpec = spec_of(EngineConfig)
+
+class EngineSpec(spec_of(EngineConfig)):  # type: ignore[misc]
+    """How one engine batches, caches and queues; what is left out is as the policy's own system has it."""
+
+    @model_validator(mode="after")
+    def _accepted(self) -> EngineSpec:
+        for name, value in POLICY_DEFAULTS.get(self.policy, {}).items():
+            if name not in self.model_fields_set:
+                self.__dict__[name] = value  # known, and yet not given: another policy has its own again
+        return super()._accepted()  # type: ignore[no-any-return]
+
+
 ServiceSpec = spec_of(ServiceConfig, skip=("setup_s",))
 # Boot stages (s) of labelled assumptions; weights_s is always weights bytes / load_bw unless it is given.
 STARTUPS: dict[str, dict[str, float]] = {
