@@ -17,6 +17,7 @@ from windtunnel.lab import columns, itl, metrics, render, stats, store
 from windtunnel.lab.decisions import plans_of
 from windtunnel.lab.expression import Expression
 from windtunnel.lab.metrics import Requests
+from windtunnel.lab.missed_faults import missed_lines
 from windtunnel.lab.planner_audit import write_audit
 from windtunnel.lab.planner_log import PlannerLog, planner_log
 from windtunnel.lab.plugin_failures import failure_lines
@@ -35,7 +36,7 @@ class RunMeta:
 
     planned_s: duration if one was set; loop: of the source; slo: column → bound in s (or per priority class); control_spec: resolved
     `control` section; started_at: UTC, ISO; warmup_s and cooldown_s mark requests at both ends; concurrency: of a closed loop by counts;
-    plugin_failures: of the planner, id → (calls that failed, calls).
+    plugin_failures: of the planner, id → (calls that failed, calls); missed_faults: those that did not happen as written, see `MissedFaults`.
     """
 
     name: str
@@ -61,6 +62,7 @@ class RunMeta:
     question: str = ""
     command: str = ""
     plugin_failures: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    missed_faults: Sequence[Mapping[str, Any]] = field(default_factory=list)
 
     @property
     def run_id(self) -> str:
@@ -232,6 +234,7 @@ class Run:
         if cut := left_out(self):
             out.append(f"cut     {cut}")
         out += [f"plugin  {line}" for line in failure_lines(meta.plugin_failures)]
+        out += [f"fault   {line}" for line in missed_lines(meta.missed_faults)]
         out.extend(timing_lines(meta.provenance))
         out.append('next    run.summary(by="tenant").by · run.requests · run.save("runs/x")')
         return [part for line in out for part in wrapped(line)]

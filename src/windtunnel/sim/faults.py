@@ -17,6 +17,7 @@ from windtunnel.sim.agenda import COMPLETION, STEP_START, Agenda
 from windtunnel.sim.engine import EngineConfig, SimEngine
 from windtunnel.sim.fleet import SimFleet
 from windtunnel.sim.lifecycle import DRAINING, READY, SimReplica
+from windtunnel.sim.missed_faults import MissedFaults
 from windtunnel.sim.pipelined import PipelineEngine
 from windtunnel.sources.seeding import generator
 from windtunnel.sources.surge import Surge
@@ -148,7 +149,8 @@ class _Marks:
 class Faults:
     """Carries faults out on a fleet. note(note): told of every start and end. until: nothing begins at or after it.
 
-    A target that is not there is noted (`fault_missed`) and nothing happens. Draws come from generators of their own, one per fault.
+    A target that is not there is noted (`fault_missed`) and nothing happens to it; `missed` keeps the books. Draws come from generators of
+    their own, one per fault.
     """
 
     def __init__(self, faults: Sequence[Fault], fleet: SimFleet, agenda: Agenda, note: Callable[[Note], None], *, seed: int,
@@ -166,6 +168,7 @@ class Faults:
             if fault.kind == "errors" and fault.after == "first_token" and served_in_seconds:
                 raise ConfigValueError(f"faults.{n}.after", f"pool {served_in_seconds[0]!r} serves in seconds and tells no first token")
         self._fleet, self._agenda, self._note, self._until = fleet, agenda, note, until
+        self.missed = MissedFaults(faults, until)
         self._on: dict[str, _Marks] = {}  # by replica
         self._pools: dict[str, _Marks] = {}
         self._boot_fails: dict[str, int] = {}
@@ -177,24 +180,25 @@ class Faults:
         self.replies = any(f.kind == "errors" and f.after == "accept" for f in faults)
         self.breaks_off = any(f.kind == "errors" and f.after == "first_token" for f in faults)
         self.metrics = any(f.kind.startswith("metrics") or f.kind in ("clock", "pause") for f in faults)
-        for fault, rng in zip(faults, self._rngs):
-            self._next(fault, rng, fault.times(rng))
+        for n, (fault, rng) in enumerate(zip(faults, self._rngs)):
+            self._next(n, fault, rng, fault.times(rng))
 
-    def _next(self, fault: Fault, rng: np.random.Generator, times: Iterator[float]) -> None:
+    def _next(self, n: int, fault: Fault, rng: np.random.Generator, times: Iterator[float]) -> None:
         at = next(times, None)
         if at is None or (self._until is not None and at >= self._until):
             return
 
         def begin(_: Any) -> None:
-            self._begin(fault, rng)
-            self._next(fault, rng, times)
+            self._begin(n, fault, rng)
+            self._next(n, fault, rng, times)
 
         at = max(at, self._agenda.now)
         self._agenda.at(at, COMPLETION if at > 0 else STEP_START, begin)  # at the start, after the first replicas serve
 
     # -- begin and end ----------------------------------------------------------------------------------------------------------------
 
-    def _begin(self, fault: Fault, rng: np.random.Generator) -> None:
+    def _begin(self, n: int, fault: Fault, rng: np.random.Generator) -> None:
+        self.missed.came(n)
         marks: list[_Marks] = []
         ids: tuple[str, ...] = ()
         if fault.kind.startswith("boot"):
@@ -204,8 +208,9 @@ class Faults:
         elif fault.kind != "load":  # the source does that; here it is only told
             targets = self._targets(fault, rng)
             ids = tuple(r.name for r in targets)
-            if not targets:
+            if not self.missed.found(n, self._agenda.now, targets) or not targets:
                 self._tell("fault_missed", fault, ())
+            if not targets:
                 return
             self._tell("fault_started", fault, ids)
             if fault.kind in INSTANT:
