@@ -52,7 +52,8 @@ def test_SJ_1_a_missed_fault_is_told_at_every_record_level(fault: dict[str, Any]
 
 @pytest.mark.parametrize("fault", [
     {"kind": "crash", "at_s": 30, "replicas": [1]}, {"kind": "slow", "at_s": 0, "replicas": [0, 1, 0]}, {"kind": "slow", "at_s": 9, "count": 2},
-    {"kind": "errors", "at_s": 9, "fraction": 0.0}, {"kind": "crash", "rate_per_h": 0.001}, {"kind": "load", "at_s": 9}, {"kind": "boot_fail", "at_s": 0}])
+    {"kind": "errors", "at_s": 9, "fraction": 0.0}, {"kind": "crash", "rate_per_h": 0.001},
+    {"kind": "load", "at_s": 9}, {"kind": "boot_fail", "at_s": 0}])
 def test_SJ_1_a_fault_that_found_all_it_names_is_not_told(fault: dict[str, Any]) -> None:
     run = fly(fault)
     assert told(run) == [] and "fault  " not in repr(run)
