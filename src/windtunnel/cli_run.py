@@ -232,7 +232,8 @@ def run_dict(made: Run) -> dict[str, Any]:
     meta = made.meta
     return {"summary": made.summary().to_dict(), "cpu_s": meta.cpu_s, "wall_s": meta.wall_s, "provenance": meta.provenance,
             "seed": meta.seed, "replication": meta.replication, "name": meta.name, "complete": meta.complete,
-            "plugin_failures": {plugin_id: list(counts) for plugin_id, counts in meta.plugin_failures.items()}}
+            "plugin_failures": {plugin_id: list(counts) for plugin_id, counts in meta.plugin_failures.items()},
+            "missed_faults": [dict(row) for row in meta.missed_faults]}
 
 
 def _sides(runs: tuple[str, ...], set_: tuple[str, ...]) -> dict[str, Scenario | Run]:

@@ -18,6 +18,9 @@ from windtunnel.sim.stepmodels.vidur import VidurRoofline
 MODELS: dict[str, StepModel] = {
     "affine": Affine(6.1e-3, 2.63e-5, 2.1e-5, 2.4e-6, 1.1e-9),
     "table": Table(((1, 5.1e-3), (4, 6.3e-3), (32, 9.7e-3)), 2.17e-5, 1.3e-7),
+    "table_by_context": Table(((1, 20, 5.1e-3), (1, 64.5, 5.3e-3), (1, 150, 6.9e-3), (3, 8, 5.9e-3), (3, 90, 5.4e-3), (3, 170, 8.8e-3),
+                               (6, 33, 6.1e-3), (6, 110.25, 9.3e-3)), 2.17e-5),
+    "table_ceil": Table(((2, 16, 5.1e-3), (2, 64, 5.9e-3), (2, 130, 7.7e-3), (5, 40, 6.2e-3), (5, 80.5, 8.3e-3)), 2.17e-5, mode="ceil"),
     "roofline": Roofline(model("Llama-3.1-8B"), gpu("h100_sxm")),
     "vidur": VidurRoofline(),
 }

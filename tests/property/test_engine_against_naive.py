@@ -256,6 +256,7 @@ configs = st.builds(
 )
 
 
+@pytest.mark.filterwarnings("ignore:extrapolated")
 @pytest.mark.parametrize("name", sorted(MODELS))
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(drawn=drawn_jobs, config=configs)
@@ -306,6 +307,7 @@ def test_SK_6_a_burst_in_a_tiny_pool_recomputes_and_ends() -> None:
         assert flown.engine.events < flown.engine.steps
 
 
+@pytest.mark.filterwarnings("ignore:extrapolated")
 @pytest.mark.parametrize("name", sorted(MODELS))
 def test_SF_12_long_prompts_in_chunks_beside_decodes(name: str) -> None:
     jobs = [Job(0.0, 40, 400), Job(0.05, 5000, 30), Job(0.06, 3000, 3), Job(0.3, 9000, 2, 0.2), Job(0.31, 20, 5)]

@@ -120,6 +120,7 @@ def configs(draw: Any) -> EngineConfig:
 speeds = st.lists(st.tuples(st.floats(0.0, 2.0), st.sampled_from([0.5, 1.0, 3.7, 0.0])), max_size=3)
 
 
+@pytest.mark.filterwarnings("ignore:extrapolated")
 @settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
 @given(drawn=st.lists(job, min_size=1, max_size=14), config=configs(), name=st.sampled_from(sorted(MODELS)), speeds=speeds,
        looks=st.lists(st.floats(0.0, 2.0), max_size=3))
@@ -131,6 +132,7 @@ def test_SF_12_fast_forward_equals_stepping(drawn: list[Any], config: EngineConf
     assert difference(fast, slow) is None
 
 
+@pytest.mark.filterwarnings("ignore:extrapolated")
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(drawn=st.lists(job, min_size=1, max_size=14), config=configs(), name=st.sampled_from(sorted(MODELS)))
 def test_SF_8_pooled_gaps_are_those_of_the_token_times(drawn: list[Any], config: EngineConfig, name: str) -> None:
@@ -146,6 +148,7 @@ def chat(n: int, squeeze: float = 1.0) -> list[Job]:
             for i, r in enumerate(rows)]
 
 
+@pytest.mark.filterwarnings("ignore:extrapolated")
 @pytest.mark.parametrize("name", sorted(MODELS))
 def test_SF_12_on_recorded_lengths(name: str) -> None:
     config = EngineConfig(num_blocks=3000, max_num_seqs=64)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from itertools import islice
+from itertools import accumulate, islice
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from windtunnel.effects import WakeAt
 from windtunnel.errors import ConfigValueError
 from windtunnel.events import Arrived, Finished, Request, Woke
+from windtunnel.lab.scenario import Scenario
 from windtunnel.sources.arrivals import ArrivalSource, FixedSchedule, Ramp, RequestRate
 from windtunnel.sources.dist import Const, LogNormal
 from windtunnel.sources.mix import Mix
@@ -182,3 +184,35 @@ def test_sources_fit_the_protocol() -> None:
         assert one.loop == "open" and one.needs == frozenset() and one.start(0.0) == ([] if isinstance(one, Mix) else ())
         assert all(isinstance(r, Request) for r in one.stream() or ())
     assert isinstance(source(input_tokens=Const(3)), ArrivalSource)
+
+
+LIMITED = """windtunnel: 1
+name: limited
+question: Who waits for whom?
+duration_s: 20
+fleet: {pools: {chat: {model: Llama-3.1-8B, gpu: h100_sxm}}}
+source: SOURCE
+control: {queue: {kind: fifo}, admission: {limit: {kind: none}}}
+"""
+ONE = "{kind: arrivals, name: NAME, rate_rps: 60, pattern: constant, input_tokens: 200, output_tokens: 50, max_in_flight: MOST}"
+
+
+def most_open(rows: Any) -> int:
+    """The largest number of requests open at once; one that is sent when another ends follows it."""
+    steps = sorted([(t, 1) for t in rows.arrived_s] + [(t, -1) for t in rows.ended_s])
+    return max(accumulate(by for _, by in steps))
+
+
+@pytest.mark.parametrize(("text", "served", "most"), [
+    (ONE.replace("NAME", "a").replace("MOST", "5"), 310, 5),
+    (ONE.replace("NAME", "a").replace("MOST", "5").replace("50, max", "50, clients: {timeout_s: 60}, max"), 310, 5),
+    ("{kind: mix, sources: [" + ONE.replace("NAME", "a").replace("MOST", "5") + ", " + ONE.replace("NAME", "b").replace("MOST", "1") + "]}", 372, 6),
+    ("{kind: mix, sources: [" + ONE.replace("NAME", "a").replace("MOST", "5")
+     + ", {kind: arrivals, name: b, rate_rps: 1, pattern: constant, input_tokens: 200, output_tokens: 50}]}", 330, 6)])
+def test_LG_20_a_simulated_fleet_gets_the_next_request_when_one_ends(text: str, served: int, most: int) -> None:
+    run = Scenario.load(LIMITED.replace("SOURCE", text)).run(check=True)
+    rows = run.requests
+    assert (rows.outcome == "success").all() and len(rows) == pytest.approx(served, rel=0.05)
+    assert most_open(rows) == most
+    assert rows.arrived_s.max() < 20 and run.tables.end_s < 21  # what was scheduled and not sent is not sent later
+    assert rows[rows.arrived_s > 10].lag_s.max() > 1  # it would have been sent long before

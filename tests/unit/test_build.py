@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from windtunnel.errors import ConfigError, ConfigInfeasibleError, ConfigValueError, PlannerConfigError
 from windtunnel.lab.build import build_control, control_from_header, header_spec, pool_facts
@@ -279,3 +280,32 @@ def test_RG_1_presets_are_compositions_that_fly_and_can_be_changed(preset: str, 
     assert (made.run().requests.outcome == "success").sum() > 10
     fixed = made.with_({"control.admission.limit": {"kind": "fixed", "limit": 3}})
     assert [gate["kind"] for gate in fixed.resolved()["control"]["admission"]["gates"]] == gates, "the preset's other parts stay"
+
+
+@pytest.mark.parametrize(("policy", "want"), [
+    ("sarathi", (128, 512, 0.01)), ("prefill_first", (128, 4096, 0.01)), ("vllm", (256, 2048, 0.0)), ("static", (256, 2048, 0.0)),
+    ("slots", (256, 2048, 0.0))])
+def test_SE_5_and_SE_6_a_batching_policy_brings_what_its_own_system_starts_with(policy: str, want: tuple[int, int, float]) -> None:
+    made = scenario(fleet__pools__chat__engine={"policy": policy})
+    engine = made.build_fleet().pools["chat"].engine
+    assert (engine.max_num_seqs, engine.max_num_batched_tokens, engine.watermark) == want
+    shown = made.resolved()["fleet"]["pools"]["chat"]["engine"]
+    assert (shown["max_num_seqs"], shown["max_num_batched_tokens"], shown["watermark"]) == want
+    assert set(yaml.safe_load(made.dump())["fleet"]["pools"]["chat"]["engine"]) == {"policy"}
+    spelt = made.with_({"fleet.pools.chat.engine": dict(zip(("max_num_seqs", "max_num_batched_tokens", "watermark"), want), policy=policy)})
+    assert spelt.digest == made.digest and spelt == made
+    assert Scenario.load(made.dump(resolved=True)).fleet == made.fleet
+
+
+def test_SE_5_and_SE_6_what_is_given_stays_and_another_policy_has_its_own_again() -> None:
+    given = scenario(fleet__pools__chat__engine={"policy": "sarathi", "max_num_seqs": 64, "watermark": 0.0})
+    engine = given.build_fleet().pools["chat"].engine
+    assert (engine.max_num_seqs, engine.max_num_batched_tokens, engine.watermark) == (64, 512, 0.0)
+    other = given.with_({"fleet.pools.chat.engine.policy": "vllm"}).build_fleet().pools["chat"].engine
+    assert (other.max_num_seqs, other.max_num_batched_tokens) == (64, 2048)
+    as_vllm = scenario(fleet__pools__chat__engine={"policy": "sarathi", "max_num_seqs": 256, "max_num_batched_tokens": 2048})
+    assert as_vllm.build_fleet().pools["chat"].engine.max_num_batched_tokens == 2048
+    with pytest.raises(ConfigError, match="512 tokens a step cannot serve 600 sequences"):
+        scenario(fleet__pools__chat__engine={"policy": "sarathi", "max_num_seqs": 600})
+    with pytest.raises(ConfigError, match="max_num_seqs"):
+        scenario(fleet__pools__chat__engine={"policy": "sarathi", "max_num_seqs": None})

@@ -27,6 +27,9 @@ LLAMA, QWEN, H100 = model("Llama-3.1-8B"), model("Qwen3-32B"), gpu("h100_sxm")
 MODELS: dict[str, StepModel] = {
     "affine": Affine(6e-3, 2.6e-5, 2e-5, 2.4e-8, 1.3e-10),
     "table": Table(((1, 5e-3), (8, 7e-3), (64, 1.1e-2)), 2e-5, 3e-8),
+    "table_by_context": Table(((1, 128, 5e-3), (1, 1000.5, 5.1e-3), (1, 6000, 7e-3), (8, 128, 7e-3), (8, 700, 6.8e-3), (8, 1500, 9e-3),
+                               (64, 0, 9e-3), (64, 512, 1.2e-2)), 2e-5),
+    "table_ceil": Table(((8, 256, 5e-3), (8, 1024, 5.5e-3), (8, 4096, 7e-3), (64, 512, 1e-2), (64, 1024, 2e-2)), 2e-5, mode="ceil"),
     "roofline": Roofline(LLAMA, H100),
     "roofline_tp4": Roofline(model("Llama-3.3-70B"), gpu("a100_sxm"), tp=4),
     "roofline_fp8": Roofline(model("Qwen3-8B"), gpu("l40s"), dtype="fp8", kv_dtype="fp8"),
@@ -60,6 +63,7 @@ def advanced(b: Batch, j: int) -> Batch:
     return replace(b, decode_kv=b.decode_kv + b.decode_seqs * j, prefill=[(c, s + c * j) for c, s in b.prefill])
 
 
+@pytest.mark.filterwarnings("ignore:extrapolated")
 @pytest.mark.parametrize("name", sorted(MODELS))
 @settings(max_examples=60, deadline=None)
 @given(b=batches(), k=st.integers(1, 3000), share=st.floats(0, 1))
@@ -75,6 +79,7 @@ def test_SM_1_a_run_is_the_steps_that_it_stands_for(name: str, b: Batch, k: int,
 
 
 @pytest.mark.parametrize(("name", "b"), [
+    ("table_by_context", Batch(3, 2700, [], 3, 3, 3)), ("table_ceil", Batch(3, 2700, [], 3, 3, 3)),
     ("vidur", Batch(2, 2 * 900, [], 2, 2, 2)), ("roofline", Batch(0, 0, [(45, 0)], 45, 1, 0)), ("roofline_turning", Batch(0, 0, [(2, 0)], 2, 1, 0))])
 def test_SM_2_a_run_stops_at_an_edge(name: str, b: Batch) -> None:
     """Where the model is not linear any more, and no sooner."""
@@ -115,6 +120,7 @@ def test_SF_5_worked_coefficients() -> None:
     assert pytest.approx((0.006176, 9.6e-8), rel=1e-12) == (A, B)
 
 
+@pytest.mark.filterwarnings("ignore:extrapolated")
 def test_SM_11_table_is_linear_between_knots_and_beyond() -> None:
     step_model = Table(((1, 1e-3), (5, 3e-3), (9, 4e-3)), 1e-5)
     seconds = [step_model.seconds(Batch(n, 10, [], n, n, n)) for n in (1, 3, 5, 7, 9, 13)]

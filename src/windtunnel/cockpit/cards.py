@@ -15,6 +15,7 @@ import pandas as pd
 
 from windtunnel.cockpit.badge import badge
 from windtunnel.cockpit.svg import sparkline
+from windtunnel.lab.missed_faults import missed_lines
 from windtunnel.lab.plugin_failures import failure_lines
 from windtunnel.lab.verdicts import word_of
 
@@ -103,6 +104,7 @@ def run_card(run: Run) -> str:
     values = run.summary().values
     facts = [f"{fmt(values['window_s'], 's')}", f"{values['offered']:,} requests", f"seed {run.seed}", *words]
     foot = "".join(f'<p style="color:#a33">planner plugin {escape(line)}</p>' for line in failure_lines(run.meta.plugin_failures))
+    foot += "".join(f'<p style="color:#a33">fault: {escape(line)}</p>' for line in missed_lines(run.meta.missed_faults))
     foot += f"<p>timing: {escape(run.provenance)}</p>" if run.provenance else ""
     return (f'<div style="font-family:sans-serif">{badge(mode)} <b>{escape(run.id)}</b> <span>{escape(" · ".join(facts))}</span>'
             f"{numbers(run.summary())}{_sparks(run)}{foot}{_next(run)}</div>")

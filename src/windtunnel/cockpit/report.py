@@ -16,6 +16,7 @@ from windtunnel.cockpit.badge import badge
 from windtunnel.cockpit.cards import fmt, numbers
 from windtunnel.cockpit.figures.spec import FigureSpec
 from windtunnel.cockpit.planner_report import planner_section
+from windtunnel.lab.missed_faults import missed_lines
 from windtunnel.lab.plugin_failures import failure_lines
 from windtunnel.lab.window import left_out
 
@@ -111,6 +112,7 @@ def _failing(run: Run) -> str:
     told = [] if run.complete else [f"This run was stopped at {run.tables.end_s:.4g} s{planned}: the numbers are of what had happened by then."]
     told += ["The load generator was late: latencies are worse than the engines were."] if run.degraded else []
     told += [f"Planner plugin {line}." for line in failure_lines(run.meta.plugin_failures)]
+    told += [f"Fault: {line}." for line in missed_lines(run.meta.missed_faults)]
     return "".join(f'<p class="verdict bad">{escape(text)}</p>' for text in told)
 
 

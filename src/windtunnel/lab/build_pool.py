@@ -58,7 +58,7 @@ def build_pool(name: str, spec: PoolSpec, base: Path, *, split: bool = False, ca
         engine = dataclasses.replace(engine, role="prefill" if spec.role == "prefill" else "decode")
         link = KvLink(spec.link_bw or card.inter_bw, float(arch.kv_bytes_per_token(kv_dtype)), spec.link_latency_s,
                       arch.layers if spec.layerwise else None)
-    step_model = _step_model(spec, arch, card, measured)
+    step_model = _step_model(spec, arch, card, measured, base)
     if spec.pp > 1:  # a hop leaves the node where the stages of a replica do not fit into one
         hop_bw = card.intra_bw if spec.tp * spec.pp <= card.gpus_per_node else card.inter_bw
         step_model = Piped(step_model, spec.pp, 2.0 * arch.hidden, hop_bw)
@@ -139,7 +139,7 @@ def _engine(spec: PoolSpec, arch: Architecture, card: Gpu, dtype: str, kv_dtype:
     return dataclasses.replace(config, num_blocks=blocks, max_model_len=config.max_model_len or arch.max_model_len)
 
 
-def _step_model(spec: PoolSpec, arch: Architecture, card: Gpu, measured: Profile | None) -> StepModel:
+def _step_model(spec: PoolSpec, arch: Architecture, card: Gpu, measured: Profile | None, base: Path) -> StepModel:
     profile: Any = spec.profile
     if measured is not None:
         on = dataclasses.replace(measured, model=spec.model, gpu=spec.gpu, tp=spec.tp)
@@ -152,7 +152,7 @@ def _step_model(spec: PoolSpec, arch: Architecture, card: Gpu, measured: Profile
         if (spec.model, spec.gpu, spec.tp) != VIDUR_SERVES:
             raise ConfigInfeasibleError("the profile vidur is of Llama-3-8B on one h100_sxm only", hint="use profile: {kind: roofline}")
         return VidurRoofline()
-    made: StepModel = profile.config()
+    made: StepModel = profile.read(base) if isinstance(profile, TableSpec) else profile.config()
     return made
 
 

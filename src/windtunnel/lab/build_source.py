@@ -134,7 +134,10 @@ class Until:
         return self._inner.start(now)
 
     def handle(self, what: Event | Reject | Close, now: float) -> Sequence[Ask]:
-        return self._inner.handle(what, now) if now < self._until_s else ()
+        if now < self._until_s:
+            return self._inner.handle(what, now)
+        self._cut = True
+        return ()
 
     def done(self) -> bool:
         return self._cut or self._inner.done()

@@ -4,23 +4,40 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from windtunnel.errors import ConfigError, ConfigUnknownModelError
+from windtunnel.errors import ConfigError, ConfigUnknownModelError, ConfigValueError
 from windtunnel.lab.dist_spec import DistSpec
 from windtunnel.lab.kinds import Spec, spec_of
+from windtunnel.lab.locate import data_file
 from windtunnel.lab.places import place
 from windtunnel.lab.yamlfile import Document, dotted
 from windtunnel.sim.catalog import Catalog
 from windtunnel.sim.engine import EngineConfig
+from windtunnel.sim.engine_config import POLICY_DEFAULTS
 from windtunnel.sim.service import ServiceConfig
 from windtunnel.sim.stepmodels.affine import Affine
+from windtunnel.sim.stepmodels.model import Provenance
 from windtunnel.sim.stepmodels.table import Table
+from windtunnel.sim.stepmodels.table_csv import read_steps
 from windtunnel.sim.stepmodels.two_regime import TwoRegime
 
-EngineSpec = spec_of(EngineConfig)
+
+class EngineSpec(spec_of(EngineConfig)):  # type: ignore[misc]
+    """How one engine batches, caches and queues; what is left out is as the policy's own system has it."""
+
+    @model_validator(mode="after")
+    def _accepted(self) -> EngineSpec:
+        for name, value in POLICY_DEFAULTS.get(self.policy, {}).items():
+            if name not in self.model_fields_set:
+                self.__dict__[name] = value  # known, and yet not given: another policy has its own again
+        return super()._accepted()  # type: ignore[no-any-return]
+
+
 ServiceSpec = spec_of(ServiceConfig, skip=("setup_s",))
 # Boot stages (s) of labelled assumptions; weights_s is always weights bytes / load_bw unless it is given.
 STARTUPS: dict[str, dict[str, float]] = {
@@ -84,7 +101,33 @@ class MeasuredSpec(Spec):
 
 
 AffineSpec = spec_of(Affine, "affine", skip=("provenance",))
-TableSpec = spec_of(Table, "table", skip=("provenance", "outside"))
+
+
+class TableSpec(spec_of(Table, "table", skip=("provenance", "outside"))):  # type: ignore[misc]
+    """Step times measured per batch, or per batch and context: written here, or in a CSV file."""
+
+    decode_s: tuple[tuple[float | int, ...], ...] = Field(
+        default=(), description="[batch, seconds] or [batch, kv_mean, seconds] each, ascending; kv_mean: tokens that one decode attends on average.")
+    path: str | None = Field(default=None, description="Instead of decode_s: a CSV file beside the scenario with the columns batch, seconds and, "
+                                                       "where time was measured by context too, kv_mean.")
+
+    def config(self) -> Table:
+        """The table; without the knots of its file."""
+        if (self.path is None) == (not self.decode_s):
+            raise ConfigValueError("decode_s", "give one of decode_s and path")
+        knots = self.decode_s if self.path is None else UNREAD
+        return Table(knots, self.prefill_s_per_token, self.kv_s_per_token, self.prefill_s, mode=self.mode, on_extrapolation=self.on_extrapolation)
+
+    def read(self, base: Path) -> Table:
+        """The table with the knots of its file. Raises ConfigFileError with file, line and column."""
+        if self.path is None:
+            return self.config()
+        path = data_file(self.path, base)
+        named = Provenance(f"table {path.name}", "", "measured per batch")
+        return replace(self.config(), decode_s=read_steps(path), provenance=named)
+
+
+UNREAD = ((1, 1.0),)  # stands for a file that is read when the fleet is built
 TwoRegimeSpec = spec_of(TwoRegime, "two_regime", skip=("provenance",))
 ProfileSpec = Annotated[
     RooflineSpec | AffineSpec | TableSpec | VidurSpec | OperatorsSpec | CalibratedSpec | MeasuredSpec | TwoRegimeSpec, Field(discriminator="kind")]  # type: ignore[valid-type]

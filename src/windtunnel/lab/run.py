@@ -16,6 +16,7 @@ from windtunnel.lab import columns, itl, metrics, render, stats, store
 from windtunnel.lab.decisions import plans_of
 from windtunnel.lab.expression import Expression
 from windtunnel.lab.metrics import Requests
+from windtunnel.lab.missed_faults import missed_lines
 from windtunnel.lab.planner_audit import write_audit
 from windtunnel.lab.planner_log import PlannerLog, planner_log
 from windtunnel.lab.plugin_failures import failure_lines
@@ -189,6 +190,7 @@ class Run:
         if cut := left_out(self):
             out.append(f"cut     {cut}")
         out += [f"plugin  {line}" for line in failure_lines(meta.plugin_failures)]
+        out += [f"fault   {line}" for line in missed_lines(meta.missed_faults)]
         out.extend(timing_lines(meta.provenance))
         out.append('next    run.summary(by="tenant").by · run.requests · run.save("runs/x")')
         return [part for line in out for part in wrapped(line)]

@@ -13,7 +13,7 @@ class RunMeta:
 
     planned_s: duration if one was set; loop: of the source; slo: column → bound in s (or per priority class); control_spec: resolved
     `control` section; started_at: UTC, ISO; warmup_s and cooldown_s mark requests at both ends; concurrency: of a closed loop by counts;
-    plugin_failures: of the planner, id → (calls that failed, calls).
+    plugin_failures: of the planner, id → (calls that failed, calls); missed_faults: those that did not happen as written, see `MissedFaults`.
     """
 
     name: str
@@ -39,6 +39,7 @@ class RunMeta:
     question: str = ""
     command: str = ""
     plugin_failures: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    missed_faults: Sequence[Mapping[str, Any]] = field(default_factory=list)
 
     @property
     def run_id(self) -> str:

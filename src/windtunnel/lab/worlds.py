@@ -93,6 +93,8 @@ class Flight:
             meta, driver = self._meta, self._driver
             meta.complete, meta.provenance = driver.complete, timing_of(driver.fleet.config)
             meta.plugin_failures = plugin_failures(driver.control)
+            if driver.faults is not None and driver.complete:
+                meta.missed_faults = driver.faults.missed.rows(driver.agenda.now)
             meta.cpu_s, meta.wall_s = self._cpu_s, time.perf_counter() - self._wall0
             tables = self._recorder.close(driver.agenda.now, complete=driver.complete)
             self._run = Run(meta, tables, scenario=self._scenario)

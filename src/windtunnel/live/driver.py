@@ -26,7 +26,8 @@ from windtunnel.live.stopfile import StopFile
 from windtunnel.policy.control import Control
 from windtunnel.sources.source import Source
 
-GIVES = frozenset({"started", "first_token", "progress", "scrape", "prefix_blocks", "route_key", "token_counts", "interruptible"})
+GIVES = frozenset({"started", "first_token", "progress", "scrape", "prefix_blocks", "route_key", "token_counts", "interruptible",
+                   "ends"})
 UNKNOWN = frozenset({"fpm"})  # engines tell no steps over HTTP: who asks for them has to do without, as when reports are late
 SECOND_STOP_S = 5.0  # a second stop within this time means: cut
 

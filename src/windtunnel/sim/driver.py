@@ -35,7 +35,7 @@ from windtunnel.sources.seeding import PolicyRng
 from windtunnel.sources.source import Source, check_books
 
 GIVES = frozenset({"fpm", "handover", "started", "first_token", "progress", "scrape", "prefix_blocks", "route_key", "token_counts",
-                   "interruptible"})
+                   "interruptible", "ends"})
 HEARD = {FirstToken: "first_token", Progressed: "progress", Started: "started"}  # what a source may ask to be told, beside ends
 SLICE = 256  # agenda entries between two looks at the wall clock
 
@@ -102,7 +102,7 @@ class SimDriver:
         agenda.at(0.0, ARRIVAL, lambda _: self.fleet.start())
         agenda.at(0.0, ARRIVAL, lambda _: self._from_source(source.start(0.0)))
         self._arriving = Arriving(source.stream(), agenda, self._deliver, until, self._quiet)
-        self._reactive = source.loop != "open"
+        self._reactive = source.loop != "open" or "ends" in source.needs
         self._arriving.pull()
         self.sampler = Sampler(control, self.fleet, recorder.sample, agenda, sample_s, self._stranded)
         if progress is not None:

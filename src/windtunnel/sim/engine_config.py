@@ -11,6 +11,11 @@ from windtunnel.sim.specdecode import SpecDecode
 
 POLICIES = ("vllm", "sarathi", "prefill_first", "static", "slots")
 BUDGETED = ("vllm", "sarathi", "slots")  # a step has a token budget that decodes and prompts share
+# What the systems that these policies are of start with (Sarathi-Serve; vLLM v0); a scenario takes them where it gives no value.
+POLICY_DEFAULTS: dict[str, dict[str, Any]] = {
+    "sarathi": {"max_num_seqs": 128, "max_num_batched_tokens": 512, "watermark": 0.01},
+    "prefill_first": {"max_num_seqs": 128, "max_num_batched_tokens": 4096, "watermark": 0.01},
+}
 _CHOICES = {
     "policy": POLICIES, "preemption": ("recompute", "swap"), "order": ("fcfs", "priority"), "admission": ("blocks", "peak"),
     "role": ("agg", "prefill", "decode"), "first_token": ("prefill", "decode"),
@@ -66,13 +71,16 @@ class EngineConfig:
 
     policy: Annotated[str, Param(choices=POLICIES, label="batching", help="vllm: token budget; sarathi: fixed chunk, decodes first; prefill_first: "
                                  "whole prompts in steps of their own; static: one batch after the other; slots: llama.cpp")] = "vllm"
-    max_num_seqs: Annotated[int, _count(256, "sequences", "requests in the batch at once", hi=1024)] = 256
-    max_num_batched_tokens: Annotated[int, _count(2048, "tokens a step", "budget of one step; of sarathi the chunk", hi=16384)] = 2048
+    max_num_seqs: Annotated[int, _count(256, "sequences", "requests in the batch at once; in a scenario sarathi and "
+                                               "prefill_first have 128 where it is left out", hi=1024)] = 256
+    max_num_batched_tokens: Annotated[int, _count(2048, "tokens a step", "budget of one step; in a scenario sarathi, of which it is "
+                                                         "the chunk, has 512 where it is left out, prefill_first 4096", hi=16384)] = 2048
     block_size: Annotated[int, _count(None, "block", "tokens of a KV block")] = 16
     num_blocks: Annotated[int | None, _count(None, "KV blocks", "left out: from the GPU's memory")] = None
     max_model_len: Annotated[int | None, _count(None, "context", "prompt and output tokens of one request at most; left out: "
                                                         "the model's, in a scenario")] = None
-    watermark: Annotated[float, Param(lo=0.0, hi=0.2, label="watermark", help="share of KV blocks kept free at admission", knob=False)] = 0.0
+    watermark: Annotated[float, Param(lo=0.0, hi=0.2, label="watermark", help="share of KV blocks kept free at admission; in a scenario "
+                                      "sarathi and prefill_first have 0.01 where it is left out", knob=False)] = 0.0
     reserve_full_input: Annotated[bool, Param(help="a prompt is admitted only if all its blocks are free", knob=False)] = True
     chunked_prefill: Annotated[bool, Param(label="chunked prefill", help="a prompt may be split over steps")] = True
     preemption: Annotated[str, Param(choices=_CHOICES["preemption"], help="of a request that loses its blocks", knob=False)] = "recompute"

@@ -15,6 +15,7 @@ from windtunnel.sim.engine import EngineConfig, SimEngine
 from windtunnel.sim.fault_config import Fault
 from windtunnel.sim.fleet import SimFleet
 from windtunnel.sim.lifecycle import DRAINING, READY, SimReplica
+from windtunnel.sim.missed_faults import MissedFaults
 from windtunnel.sim.pipelined import PipelineEngine
 from windtunnel.sources.seeding import generator
 
@@ -43,13 +44,15 @@ class _Marks:
 class Faults:
     """Carries faults out on a fleet. note(note): told of every start and end. until: nothing begins at or after it.
 
-    A target that is not there is noted (`fault_missed`) and nothing happens. Draws come from generators of their own, one per fault.
+    A target that is not there is noted (`fault_missed`) and nothing happens to it; `missed` keeps the books. Draws come from generators of
+    their own, one per fault.
     """
 
     def __init__(self, faults: Sequence[Fault], fleet: SimFleet, agenda: Agenda, note: Callable[[Note], None], *, seed: int,
                  replication: int = 0, until: float | None = None) -> None:
         _refuse_impossible(faults, fleet)
         self._fleet, self._agenda, self._note, self._until = fleet, agenda, note, until
+        self.missed = MissedFaults(faults, until)
         self._on: dict[str, _Marks] = {}  # by replica
         self._pools: dict[str, _Marks] = {}
         self._boot_fails: dict[str, int] = {}
@@ -62,23 +65,24 @@ class Faults:
         self.metrics = any(f.kind.startswith("metrics") or f.kind in ("clock", "pause") for f in faults)
         for n, fault in enumerate(faults):
             rng = generator(seed, f"fault/{n}", replication)
-            self._next(fault, rng, fault.times(rng))
+            self._next(n, fault, rng, fault.times(rng))
 
-    def _next(self, fault: Fault, rng: np.random.Generator, times: Iterator[float]) -> None:
+    def _next(self, n: int, fault: Fault, rng: np.random.Generator, times: Iterator[float]) -> None:
         at = next(times, None)
         if at is None or (self._until is not None and at >= self._until):
             return
 
         def begin(_: Any) -> None:
-            self._begin(fault, rng)
-            self._next(fault, rng, times)
+            self._begin(n, fault, rng)
+            self._next(n, fault, rng, times)
 
         at = max(at, self._agenda.now)
         self._agenda.at(at, COMPLETION if at > 0 else STEP_START, begin)  # at the start, after the first replicas serve
 
     # -- begin and end ----------------------------------------------------------------------------------------------------------------
 
-    def _begin(self, fault: Fault, rng: np.random.Generator) -> None:
+    def _begin(self, n: int, fault: Fault, rng: np.random.Generator) -> None:
+        self.missed.came(n)
         marks: list[_Marks] = []
         ids: tuple[str, ...] = ()
         if fault.kind.startswith("boot"):
@@ -88,8 +92,9 @@ class Faults:
         elif fault.kind != "load":  # the source does that; here it is only told
             targets = self._targets(fault, rng)
             ids = tuple(r.name for r in targets)
-            if not targets:
+            if not self.missed.found(n, self._agenda.now, targets) or not targets:
                 self._tell("fault_missed", fault, ())
+            if not targets:
                 return
             self._tell("fault_started", fault, ids)
             if fault.kind in INSTANT:

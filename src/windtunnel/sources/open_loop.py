@@ -10,6 +10,8 @@ from windtunnel.effects import Close, Reject, WakeAt
 from windtunnel.events import Arrived, Event, Finished, Request, Woke
 from windtunnel.sources.source import Ask, Loop
 
+THROTTLED = frozenset({"ends"})  # what a source that has a Throttle needs
+
 
 class OpenLoop:
     """A source that says which requests come when: as a stream, or through a `Throttle` if `max_in_flight` is not None.
@@ -18,10 +20,10 @@ class OpenLoop:
     """
 
     loop: Loop = "open"
-    needs: frozenset[str] = frozenset()
 
     def __init__(self, name: str, max_in_flight: int | None) -> None:
         self.name = name
+        self.needs: frozenset[str] = frozenset() if max_in_flight is None else THROTTLED
         self._exhausted = False  # the last one was drawn
         self._throttle = None if max_in_flight is None else Throttle(name, self._requests(), max_in_flight)
 

@@ -13,7 +13,8 @@ Loop = Literal["open", "closed", "mixed"]
 
 
 class Source(Protocol):
-    """What a world asks of a source. needs: words of observations (`started`, `first_token`, ...) that it must be told of."""
+    """What a world asks of a source. needs: words of observations (`started`, `first_token`, ...) that it must be told of; `ends`: of the ends
+    of its requests, though its loop is open."""
 
     name: str
     loop: Loop

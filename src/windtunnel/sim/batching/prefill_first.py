@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from windtunnel.sim.attempt import Attempt
 from windtunnel.sim.batching.members import NO_LIMIT
-from windtunnel.sim.engine_config import EngineConfig
+from windtunnel.sim.engine_config import POLICY_DEFAULTS, EngineConfig
 
 if TYPE_CHECKING:
     from windtunnel.sim.batching.runs import Runs
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def prefill_first_config(**changes: Any) -> EngineConfig:
     """Its usual setting (4096 tokens, 128 sequences, watermark 1 %), with changes."""
-    return EngineConfig(**{"policy": "prefill_first", "max_num_batched_tokens": 4096, "max_num_seqs": 128, "watermark": 0.01, **changes})
+    return EngineConfig(**{"policy": "prefill_first", **POLICY_DEFAULTS["prefill_first"], **changes})
 
 
 def compose(engine: Runs) -> bool:

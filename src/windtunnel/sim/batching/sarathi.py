@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from windtunnel.sim.engine_config import EngineConfig
+from windtunnel.sim.engine_config import POLICY_DEFAULTS, EngineConfig
 
 if TYPE_CHECKING:
     from windtunnel.sim.batching.runs import Runs
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 def sarathi_config(**changes: Any) -> EngineConfig:
     """Sarathi's usual setting (chunk 512, 128 sequences, watermark 1 %), with changes."""
-    return EngineConfig(**{"policy": "sarathi", "max_num_batched_tokens": 512, "max_num_seqs": 128, "watermark": 0.01, **changes})
+    return EngineConfig(**{"policy": "sarathi", **POLICY_DEFAULTS["sarathi"], **changes})
 
 
 def compose(engine: Runs) -> bool:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass, field, fields
 from typing import Protocol
 
 from windtunnel.errors import ConfigValueError
 from windtunnel.policy.param import check_number
 from windtunnel.sim.stepmodels.model import Batch, Provenance
+from windtunnel.sim.stepmodels.outside import Outside, check_extrapolation
 
 
 class Prior(Protocol):
@@ -72,19 +72,6 @@ def features(b: Batch) -> tuple[float, ...]:
     return b.tokens, chunk, b.sequences, b.decode_kv, b.decode_kv / b.decode_seqs if b.decode_seqs else 0.0, context
 
 
-@dataclass(slots=True)
-class Outside:
-    """What was asked beyond the range of the observations: worst value and seconds per feature, of `total_s` simulated seconds."""
-
-    total_s: float = 0.0
-    outside_s: float = 0.0
-    worst: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def share(self) -> float:
-        return self.outside_s / self.total_s if self.total_s else 0.0
-
-
 @dataclass(frozen=True)
 class Calibrated:
     """valid: (least, most) of each of FEATURES in the observations; a feature that is not in it is not checked.
@@ -101,8 +88,7 @@ class Calibrated:
     _base: dict[tuple[int, int, int, int], float] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self.on_extrapolation not in ("warn", "error"):
-            raise ConfigValueError("on_extrapolation", f"expected warn or error, got {self.on_extrapolation!r}")
+        check_extrapolation(self.on_extrapolation)
         for name in self.valid:
             if name not in FEATURES:
                 raise ConfigValueError(f"valid.{name}", f"expected one of {', '.join(FEATURES)}")
@@ -116,8 +102,7 @@ class Calibrated:
     @property
     def beyond(self) -> str:
         """What was asked beyond the observations, how far and for how long; empty: nothing."""
-        said = ", ".join(f"{name} {self._how_far(name, value)}" for name, value in self.outside.worst.items())
-        return f"{said}: {self.outside.share:.1%} of simulated time" if said else ""
+        return self.outside.beyond
 
     def seconds(self, b: Batch) -> float:
         return self._compose(b, 1)[0]
@@ -161,19 +146,9 @@ class Calibrated:
             least, most = self.valid.get(name, (0.0, float("inf")))
             if value > most or 0 < value < least:
                 beyond = True
-                far = o.worst.get(name)
-                if far is None and self.on_extrapolation == "error":
-                    raise ConfigValueError(name, f"{value:g} is outside the calibrated range {least:g} to {most:g}")
-                if far is None:
-                    warnings.warn(f"extrapolated: {name} {self._how_far(name, value)}", stacklevel=2)
-                if far is None or abs(value - most) > abs(far - most):
-                    o.worst[name] = value
+                o.saw(name, value, least, most, self.on_extrapolation)
         if beyond:
             o.outside_s += seconds
-
-    def _how_far(self, name: str, value: float) -> str:
-        least, most = self.valid[name]
-        return f"{value:g} is outside {least:g} to {most:g}"
 
 
 def scaled(parts: dict[str, float], factors: dict[str, float]) -> float:
