@@ -135,3 +135,25 @@ def test_a_seed_is_a_natural_number(seed: object) -> None:
     with pytest.raises(ConfigValueError, match="seed: expected an int"):
         generator(seed, "x")  # type: ignore[arg-type]
     assert generator(np.int64(7), "x").random() == generator(7, "x").random()
+
+
+@pytest.mark.parametrize(("there", "instead", "said"), [
+    ("windtunnel: 1\n", "", "windtunnel: missing; expected 1; write windtunnel: 1"),
+    ("kind: affine, ", "", "fleet.pools.p.profile.kind: missing; one of roofline, affine, table,"),
+    ("kind: arrivals, ", "", "source.kind: missing; one of "),
+    ("kind: affine, ", "kind: afine, ", 'fleet.pools.p.profile.kind: unknown kind "afine"; did you mean "affine"')])
+def test_what_is_left_out_is_told_with_what_to_write(there: str, instead: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = """windtunnel: 1
+name: little
+question: does it fly
+seed: 1
+duration_s: 1
+fleet:
+  pools:
+    p: {model: Llama-3.1-8B, gpu: h100_sxm, replicas: 1, profile: {kind: affine, base_s: 0.01}}
+source: {kind: arrivals, rate_rps: 2, input_tokens: 100, output_tokens: 50}
+"""
+    assert there in text
+    (tmp_path / "little.yaml").write_text(text.replace(there, instead), "utf-8")
+    assert run_cli(["scenario", "check", str(tmp_path / "little.yaml")]) == 2
+    assert said in capsys.readouterr().err

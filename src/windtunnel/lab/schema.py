@@ -40,7 +40,8 @@ def _holds(data: Any, key: str | int) -> bool:
 
 
 def _pick(schema: Node, node: Node, data: Any) -> Node | None:
-    """Follow references and choose the branch of a union that `data` means: by kind, else by JSON type, else the first."""
+    """Follow references and choose the branch of a union that `data` means: by kind, else by JSON type, else the first. Key `kinds` of what
+    comes back: the kinds there were to choose from."""
     while "$ref" in node:
         node = {**schema["$defs"][node["$ref"].rsplit("/", 1)[1]], **{k: v for k, v in node.items() if k != "$ref"}}
     branches = node.get("oneOf") or node.get("anyOf")
@@ -48,10 +49,11 @@ def _pick(schema: Node, node: Node, data: Any) -> Node | None:
         return node
     words = {k: v for k, v in node.items() if k not in ("oneOf", "anyOf", "discriminator")}
     found = [b for b in (_pick(schema, b, data) for b in branches) if b is not None and b.get("type") != "null"]
+    kinds = {const: b for b in found if (const := b.get("properties", {}).get("kind", {}).get("const")) is not None}
+    words = {**words, "kinds": tuple(kinds)}
     kind = data.get("kind") if isinstance(data, Mapping) else None
-    for branch in found:
-        if isinstance(kind, str) and branch.get("properties", {}).get("kind", {}).get("const") == kind:
-            return {**words, **branch}
+    if isinstance(kind, str) and kind in kinds:
+        return {**words, **kinds[kind]}
     for branch in found:
         if branch.get("type") == _type(data):
             return {**words, **branch}

@@ -81,9 +81,11 @@ def _sentence(item: dict[str, Any], path: PathKey, doc: Document, schema: Node) 
             error.hint = _meant_place(path, doc.data, schema, known) or error.hint
         return error
     if kind == "missing":
-        return ConfigValueError(name, f"missing; expected {expected(node_at(schema, path, doc.data))}", where=where)
+        node = node_at(schema, path, doc.data)
+        hint = f"write {path[-1]}: {_json(node['const'])}" if node and "const" in node else ""
+        return ConfigValueError(name, f"missing; expected {expected(node)}", where=where, hint=hint)
     if kind in ("union_tag_invalid", "union_tag_not_found"):
-        return _kind_error(name, item, context, where)
+        return _kind_error(name, item, context, where, (node_at(schema, path[:-1], doc.data) or {}).get("kinds", ()))
     if kind == "value_error":
         text = str(context.get("error", item["msg"]))
         if not path and (inside := path_of(text.partition(": ")[0], doc.data)):  # of the whole scenario, about one place in it
@@ -133,10 +135,10 @@ def real_path(loc: Sequence[str | int], data: Any, kind: str) -> PathKey:
     return tuple(out)
 
 
-def _kind_error(name: str, item: dict[str, Any], context: Mapping[str, Any], where: str) -> ConfigError:
-    known = re.findall(r"'([^']+)'", str(context.get("expected_tags", "")))
+def _kind_error(name: str, item: dict[str, Any], context: Mapping[str, Any], where: str, kinds: Sequence[str]) -> ConfigError:
     if item["type"] == "union_tag_not_found":
-        return ConfigValueError(name, "missing", where=where, hint=f"one of {', '.join(known)}" if known else "")
+        return ConfigValueError(name, "missing", where=where, hint=f"one of {', '.join(kinds)}" if kinds else "")
+    known = re.findall(r"'([^']+)'", str(context.get("expected_tags", "")))
     return ConfigValueError(name, f'unknown kind "{context.get("tag")}"', where=where, hint=close_hint(str(context.get("tag")), known, 20))
 
 
