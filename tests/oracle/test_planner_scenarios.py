@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -160,7 +161,7 @@ def test_PL_607_alarms_without_a_look_ahead_flap_for_ever() -> None:
     assert plans("flap") == []
     assert {row["load_reason"] for row in ticks("flap")} == {"scale_down_refused_consolidation"}
     orders = plans("flap", "alarms")
-    assert [n for _, n in orders] == [1, 2] * 20 and {b - a for (a, _), (b, _) in zip(orders, orders[1:], strict=False)} == {15.0}
+    assert [n for _, n in orders] == [1, 2] * 20 and {b - a for (a, _), (b, _) in pairwise(orders)} == {15.0}
     delayed = [n for _, n in plans("flap", "alarms_with_window")]
     assert delayed == [1, 2] * (len(delayed) // 2) and 4 <= len(delayed) <= 10, "a window makes it rarer, no more"
 

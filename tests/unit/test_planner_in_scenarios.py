@@ -132,7 +132,7 @@ def test_PL_612_other_autoscalers_fly_in_the_same_block() -> None:
                                              ("up: 0.5, down: 0.5, kv_tokens: 9", "down 0.5 is not below up 0.5"),
                                              ("metric: queue, up: 5, down: 1, least: 3, most: 2", "most 2 is below least 3")])
 def test_thresholds_that_cannot_be_are_refused(entry: str, told: str) -> None:
-    with pytest.raises(PlannerConfigError, match=told):
+    with pytest.raises(ConfigError, match=told):
         planner_of(loaded(f"plugins: {{reference: [{{kind: threshold, {entry}}}]}}"))
 
 
