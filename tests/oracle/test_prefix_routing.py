@@ -76,6 +76,12 @@ def test_OR_6_arxiv(arxiv: Prompts) -> None:
     assert routed(affinity(), arxiv) == (0.3775, [414, 157, 268, 161])
 
 
+def test_OR_6_synthetic() -> None:
+    rows = prompts("synthetic")
+    assert routed(RoundRobin(), rows)[0] == 0.3155
+    assert routed(affinity(), rows) == (0.6389, [1023, 1056, 946, 968])
+
+
 def test_bounded_hashing_keeps_first_blocks_together(arxiv: Prompts) -> None:
     """Without load nothing spills: equal first blocks have one home, which is worth as much as one cache for all."""
     rate, counts = routed(BoundedHash(), arxiv, capacity=None)

@@ -9,7 +9,8 @@ from windtunnel.lab.expect import check_expectations, expectation_table
 from windtunnel.lab.locate import bundled
 from windtunnel.lab.scenario import Scenario, variants
 
-STORIES = ("burst-diurnal", "cold-start", "disaggregated", "long-poison", "pd-ratio", "retry-storm", "spot-loss", "stale-herd", "straggler")
+STORIES = ("burst-diurnal", "cold-start", "disaggregated", "long-poison", "pd-ratio", "prefix-thrash", "retry-storm", "spot-loss", "stale-herd",
+           "straggler")
 FLIGHTS = [(name, variant) for name in STORIES for variant, _ in variants(Scenario.load(name))]
 
 

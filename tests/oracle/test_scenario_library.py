@@ -80,9 +80,45 @@ def test_overload_is_tamed_by_adaptive_admission() -> None:
     assert good["unprotected"] < 0.5 < 0.8 < good[None]
 
 
+SIZES = (1000, 2000, 4000, 7000)
+
+
+def hit_rates(**changes: object) -> dict[str, dict[int, float]]:
+    """Of input tokens found cached, by who routes and by blocks of 512 tokens in a replica."""
+    found: dict[str, dict[int, float]] = {"turns": {}, "affinity": {}}
+    for by, kind in (("turns", "round_robin"), ("affinity", "prefix_affinity")):
+        for size in SIZES:
+            run = fly("prefix-thrash", **{"control.routing": {"kind": kind}, "fleet.pools.chat.engine.num_blocks": 32 * size}, **changes)
+            found[by][size] = run.summary().to_dict()["prefix_hit_rate"]
+    return found
+
+
+def test_prefix_thrash_affinity_beats_turns_at_every_size() -> None:
+    found = hit_rates()
+    for size in SIZES:
+        assert found["affinity"][size] > 1.5 * found["turns"][size]
+    for rates in found.values():
+        assert list(rates.values()) == sorted(rates.values()), "more memory, more hits"
+    assert found["affinity"][2000] > found["turns"][7000]
+    collapsed = fly("prefix-thrash", "any_match").requests.replica.value_counts()
+    assert len(collapsed) == 1, "one shared first block draws everyone to one replica"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("trace", "until_s"), [("conversation", 3540), ("synthetic", 1030)])
+def test_prefix_thrash_over_whole_traces(trace: str, until_s: int) -> None:
+    found = hit_rates(**{"source.path": f"data/traces/mooncake_{trace}.jsonl.gz", "source.ops": [], "duration_s": until_s})
+    for size in SIZES:
+        assert found["affinity"][size] > 1.5 * found["turns"][size]
+    best = {"conversation": 0.3736, "synthetic": 0.6512}[trace]  # of one cache without bounds for all
+    assert 0.8 * best < found["affinity"][7000] < best
+
+
 def test_every_scenario_opens_with_a_question() -> None:
     from windtunnel.lab.locate import bundled
 
     found = {name: Scenario.load(path) for name, path in bundled().items()}
-    assert {"retry-storm", "straggler", "spot-loss", "tenant-flood", "token-fairness", "overload", "data-pipeline"} <= set(found)
+    known = {"retry-storm", "straggler", "spot-loss", "tenant-flood", "token-fairness", "overload", "data-pipeline", "prefix-thrash",
+             "planner-flap"}
+    assert known <= set(found)
     assert all(s.question.endswith("?") for s in found.values()), pd.Series({n: s.question for n, s in found.items()})
