@@ -148,6 +148,9 @@ def test_RT_44_min_blocks_and_min_ratio_both_have_to_be_met() -> None:
     assert few.pick(TEN) == Choice("r0", "prefix", None, 2)
     assert loaded((3, 0, 0), (0, 0, 0)).pick(TEN).reason == "prefix"  # 3 of 10 is 0.3 of them
     assert loaded((2, 0, 0), (0, 0, 0)).pick(TEN).reason == "prefix_miss"
+    exact = World(config=PrefixAffinityConfig(min_ratio=0.55))
+    exact.at_once((*TEN, 1), "r1")
+    assert exact.pick((*TEN, 1, *range(9))) == Choice("r1", "prefix", None, 11)  # 11 of 20
 
 
 def test_RT_45_the_gate_is_relative_to_the_load_and_the_weight_of_all() -> None:

@@ -120,7 +120,7 @@ class PrefixAffinity:
 
     def _affine(self, matches: Mapping[str, int], candidates: Mapping[str, Replica], blocks: int, fleet: Fleet, now: float) -> list[Replica]:
         """Candidates that hold enough, the longest match first, then the least loaded, then the one sent to longest ago."""
-        least = max(self.config.min_blocks, self.config.min_ratio * blocks)
+        least = max(self.config.min_blocks, self.config.min_ratio * blocks - 1e-9)  # 0.55 * 20 is a little over 11
         held = [r for id, n in matches.items() if n >= least and (r := candidates.get(id)) is not None]
         if len(held) > 1:
             held.sort(key=lambda r: (-matches[r.id], fleet.load_of(r, now), r.last_sent_seq, r.ordinal))
