@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -153,6 +154,16 @@ def test_PL_607_kv_at_seventy_percent_never_flaps() -> None:
     assert plans("kv") == []
     assert sum(row["load_reason"] == "scale_down_refused_consolidation" for row in ticks("kv")) > 40
     assert [n for _, n in plans("kv", "throughput")] == [1]
+
+
+def test_PL_607_alarms_without_a_look_ahead_flap_for_ever() -> None:
+    """2 replicas at 0.45 of their KV, down at 0.5; 1 at 0.9, up at 0.8."""
+    assert plans("flap") == []
+    assert {row["load_reason"] for row in ticks("flap")} == {"scale_down_refused_consolidation"}
+    orders = plans("flap", "alarms")
+    assert [n for _, n in orders] == [1, 2] * 20 and {b - a for (a, _), (b, _) in pairwise(orders)} == {15.0}
+    delayed = [n for _, n in plans("flap", "alarms_with_window")]
+    assert delayed == [1, 2] * (len(delayed) // 2) and 4 <= len(delayed) <= 10, "a window makes it rarer, no more"
 
 
 def test_PL_507_a_forecast_as_far_as_a_boot_beats_the_next_window_at_equal_hours() -> None:

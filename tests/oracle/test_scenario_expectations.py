@@ -9,8 +9,12 @@ from windtunnel.lab.expect import check_expectations, expectation_table
 from windtunnel.lab.locate import bundled
 from windtunnel.lab.scenario import Scenario, variants
 
-STORIES = ("burst-diurnal", "cold-start", "disaggregated", "long-poison", "pd-ratio", "retry-storm", "spot-loss", "stale-herd", "straggler")
-FLIGHTS = [(name, variant) for name in STORIES for variant, _ in variants(Scenario.load(name))]
+STORIES = ("agentic-dag", "burst-diurnal", "cold-start", "disaggregated", "long-poison", "pd-ratio", "prefix-thrash", "retry-storm", "spot-loss",
+           "stale-herd", "straggler")
+LONG = {("agentic-dag", v) for v in ("tight_bounds", "one_replica", "small_turns", "small_by_session")} | {
+    ("prefix-thrash", v) for v in ("turns_2000", "affinity_2000", "turns_4000", "affinity_4000", "synthetic_turns", "synthetic_affinity")}
+FLIGHTS = [pytest.param(name, variant, marks=[pytest.mark.slow] if (name, variant) in LONG else [], id=f"{name}-{variant}")
+           for name in STORIES for variant, _ in variants(Scenario.load(name))]
 
 
 @pytest.mark.parametrize(("name", "variant"), FLIGHTS)

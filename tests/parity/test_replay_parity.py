@@ -12,7 +12,8 @@ from windtunnel.live.fake_script import FakeScript, Fault
 from windtunnel.policy.settings import ControlSettings
 from windtunnel.sources.dist import Const
 
-SCENARIOS = ("azure-chat", "azure-chat@tuned", "tenant-flood@fair", "overload", "mooncake-conversation")
+SCENARIOS = ("azure-chat", "azure-chat@tuned", "tenant-flood@fair", "overload", "mooncake-conversation", "prefix-thrash@affinity_1000",
+             "prefix-thrash@first_block")
 
 
 @pytest.mark.parametrize("name", SCENARIOS)

@@ -125,6 +125,15 @@ def test_PL_612_other_autoscalers_fly_in_the_same_block() -> None:
     assert ids == ["builtin_budget_constrain", "builtin_stabilise", "reference_hpa"]
     for kind in ("kpa", "keda"):
         assert f"reference_{kind}" in planner_of(loaded(f"plugins: {{reference: [{{kind: {kind}, target: 4}}]}}")).plugins
+    assert "reference_threshold" in planner_of(loaded("plugins: {reference: [{kind: threshold, metric: queue, up: 4, down: 1}]}")).plugins
+
+
+@pytest.mark.parametrize(("entry", "told"), [("up: 0.8, down: 0.5", "threshold with metric kv needs kv_tokens"),
+                                             ("up: 0.5, down: 0.5, kv_tokens: 9", "down 0.5 is not below up 0.5"),
+                                             ("metric: queue, up: 5, down: 1, least: 3, most: 2", "most 2 is below least 3")])
+def test_thresholds_that_cannot_be_are_refused(entry: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        planner_of(loaded(f"plugins: {{reference: [{{kind: threshold, {entry}}}]}}"))
 
 
 def test_PL_904_plugins_of_other_modules_need_consent() -> None:

@@ -21,6 +21,7 @@ from windtunnel.policy.planning.contract import (
     WorkerState,
 )
 from windtunnel.policy.planning.reference import KedaLike, ReferenceHpa, ReferenceKpa, hpa_replicas, perfect_fleet
+from windtunnel.policy.planning.reference_threshold import ReferenceThreshold
 from windtunnel.policy.planning.throughput import replicas_needed
 
 
@@ -189,3 +190,27 @@ def test_PL_612_the_controls_own_queue_counts() -> None:
     rps = ReferenceHpa("agg", "kv", 0.5, kv_tokens=1000)
     rps.waiting = lambda: 30
     assert target(rps.propose(ask(15.0, 3, None))) == 3
+
+
+@pytest.mark.parametrize(("running", "n", "want"), [(9, 1, 2), (8, 1, 2), (7, 1, 1), (5, 2, 1), (6, 2, 2), (0, 2, 1), (0, 1, 1), (9, 4, 4)])
+def test_threshold_goes_by_its_two_bounds_alone(running: int, n: int, want: int) -> None:
+    alarms = ReferenceThreshold("agg", "kv", 0.8, 0.5, kv_tokens=1000, most=4)
+    assert target(alarms.propose(ask(1.0, n, [(running, 0)] * n))) == want
+    assert f"kv {running / 10:.4g} per replica, up at 0.8, down at 0.5" in alarms.reasons["agg"]
+
+
+def test_threshold_waits_while_something_moves_or_is_unknown() -> None:
+    alarms = ReferenceThreshold("agg", "kv", 0.8, 0.5, kv_tokens=1000)
+    assert target(alarms.propose(ask(1.0, None, [(9, 0)]))) is None
+    assert target(alarms.propose(ask(1.0, 1, None))) is None
+    assert target(alarms.propose(ask(1.0, 2, [(9, 0)]))) is None  # one gave no metric
+    assert target(alarms.propose(ask(1.0, 1, [(9, 0)], expected=2))) is None  # one starts
+    assert target(alarms.propose(ask(1.0, 0, []))) is None
+
+
+def test_threshold_flaps_where_two_are_under_and_one_is_over() -> None:
+    alarms, n, seen = ReferenceThreshold("agg", "kv", 0.8, 0.5, kv_tokens=1000), 2, []
+    for i in range(6):
+        n = target(alarms.propose(ask(15.0 * i, n, [(9 // n, 0)] * n))) or 0
+        seen.append(n)
+    assert seen == [1, 2, 1, 2, 1, 2]

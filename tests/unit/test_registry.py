@@ -45,7 +45,7 @@ def test_RG_1_the_kinds_of_this_version() -> None:
     assert list(registry.wrappers("queue")) == ["bounded", "deadline_drop", "codel"]
     assert set(registry.kinds("admission.limit")) >= {"none", "fixed", "aimd", "aimd_netflix", "vegas", "gradient2", "envoy_gradient"}
     assert set(registry.kinds("admission.gates")) >= {"breaker", "gcra", "retry_budget", "bands", "throttle", "token_budget"}
-    assert set(registry.kinds("routing")) >= {"least_outstanding", "round_robin", "random", "power_of_two"}
+    assert set(registry.kinds("routing")) >= {"least_outstanding", "round_robin", "random", "power_of_two", "prefix_affinity", "bounded_hash"}
     assert set(registry.kinds("planner")) >= {"rate", "pipeline"}
     assert registry.wrappers("no.such.section") == {}
 

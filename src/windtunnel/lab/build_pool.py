@@ -225,7 +225,7 @@ def engine_limits(pool: Pool) -> dict[str, int | None]:
         return {}
     kv_tokens = None if engine.num_blocks is None else engine.num_blocks * engine.block_size
     return {"max_num_batched_tokens": engine.max_num_batched_tokens, "max_num_seqs": engine.max_num_seqs, "max_kv_tokens": kv_tokens,
-            "context_length": engine.max_model_len}
+            "context_length": engine.max_model_len, "block_tokens": engine.hash_tokens}
 
 
 def known_steps(pool: Pool) -> tuple[tuple[float, float, float, float], ...]:

@@ -21,7 +21,7 @@ class SpliceSpec(Spec):
 
     path: str
     at: float
-    format: Literal["auto", "mooncake", "azure", "lengths", "own"] = "auto"
+    format: Literal["auto", "mooncake", "azure", "lengths", "own", "agentic"] = "auto"
 
 
 class OneOp(Spec):

@@ -13,6 +13,7 @@ from windtunnel.lab.planner_outside import Positive, TlsSpec
 from windtunnel.policy.planning.contract import HoldPolicy, Stage
 from windtunnel.policy.planning.plugin import Attached, CallModel, Registration
 from windtunnel.policy.planning.reference import KedaLike, ReferenceHpa, ReferenceKpa
+from windtunnel.policy.planning.reference_threshold import ReferenceThreshold
 from windtunnel.policy.planning.settings_blocks import PluginDefaults, refuse
 
 REFERENCE_PREFIX = "reference_"
@@ -176,7 +177,28 @@ class KedaEntry(Spec):
         return KedaLike(component, self.target, cooldown_s=self.cooldown_s, most=self.most, least=self.least)
 
 
-Reference = Annotated[HpaEntry | KpaEntry | KedaEntry, Field(discriminator="kind")]
+class ThresholdEntry(Spec):
+    """Two alarms: one replica more at or over `up`, one fewer at or under `down`, whatever the rest would carry."""
+
+    kind: Literal["threshold"]
+    metric: Literal["in_flight", "queue", "kv", "rps"] = "kv"
+    up: Positive
+    down: Seconds
+    component: str | None = Field(default=None, description="The pool it sizes; left out: the only one.")
+    kv_tokens: int | None = Field(default=None, ge=1, description="Of one replica, for the metric kv.")
+    least: int = Field(default=1, ge=0)
+    most: int | None = Field(default=None, ge=0)
+
+    def make(self, component: str) -> Any:
+        _room(self.least, self.most)
+        if self.down >= self.up:
+            raise refuse("planner.plugins.reference", f"threshold: down {self.down:g} is not below up {self.up:g}")
+        if self.metric == "kv" and self.kv_tokens is None:
+            raise refuse("planner.plugins.reference", "threshold with metric kv needs kv_tokens")
+        return ReferenceThreshold(component, self.metric, self.up, self.down, kv_tokens=self.kv_tokens, most=self.most, least=self.least)
+
+
+Reference = Annotated[HpaEntry | KpaEntry | KedaEntry | ThresholdEntry, Field(discriminator="kind")]
 
 
 class PluginsSpec(Spec):

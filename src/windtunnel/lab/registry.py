@@ -156,9 +156,11 @@ def _register_own() -> None:
     from windtunnel.policy.queueing.fifo import Fifo
     from windtunnel.policy.queueing.lifo import AdaptiveLifo
     from windtunnel.policy.queueing.vtc import Vtc
+    from windtunnel.policy.routing.affinity import PrefixAffinityConfig
     from windtunnel.policy.routing.choices import PowerOfTwoConfig, RandomConfig
     from windtunnel.policy.routing.least import LeastOutstandingConfig
     from windtunnel.policy.routing.pairs import PairsConfig
+    from windtunnel.policy.routing.ring import BoundedHashConfig
     from windtunnel.policy.routing.roundrobin import RoundRobinConfig
 
     for section, kind, cls in (
@@ -173,6 +175,7 @@ def _register_own() -> None:
         ("admission.gates", "token_budget", TokenBudgetGate),
         ("routing", "least_outstanding", LeastOutstandingConfig), ("routing", "round_robin", RoundRobinConfig),
         ("routing", "random", RandomConfig), ("routing", "power_of_two", PowerOfTwoConfig), ("routing", "pairs", PairsConfig),
+        ("routing", "prefix_affinity", PrefixAffinityConfig), ("routing", "bounded_hash", BoundedHashConfig),
         ("planner", "rate", RatePlanner),
     ):
         register(section, kind, cls)

@@ -25,11 +25,11 @@ LoadSpec = Annotated[ScheduleSpec | RateSpec, Field(discriminator="kind")]  # ty
 
 
 class TraceSpec(Spec):
-    """Requests of a file: Mooncake JSONL, Azure CSV, a CSV of lengths, or our own Parquet."""
+    """Requests of a file: Mooncake JSONL, Azure CSV, a CSV of lengths, sessions of coding agents, or our own Parquet."""
 
     kind: Literal["trace"]
     path: str
-    format: Literal["auto", "mooncake", "azure", "lengths", "own"] = "auto"
+    format: Literal["auto", "mooncake", "azure", "lengths", "own", "agentic"] = "auto"
     on_error: Literal["raise", "skip", "collect"] = "raise"
     ops: tuple[OpSpec, ...] = Field(default=(), description="Operations on the rows, one after the other.")
     load: LoadSpec = Field(default_factory=lambda: ScheduleSpec(kind="fixed_schedule"),  # type: ignore[valid-type, call-arg]

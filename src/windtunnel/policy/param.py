@@ -37,9 +37,9 @@ class Rng(Protocol):
 class PoolFacts:
     """What a policy may know of a pool before the run. gpus: per replica; boot_s: expected seconds from asking to ready.
 
-    limits: of one engine (max_num_batched_tokens, max_num_seqs, max_kv_tokens, context_length). steps: known step times, as
-    (prompt tokens, decoding requests, their KV tokens, seconds). kv_bytes_per_token: of its model at its precision, all GPUs of a replica
-    together.
+    limits: of one engine (max_num_batched_tokens, max_num_seqs, max_kv_tokens, context_length), and the tokens of one prompt block hash
+    (block_tokens). steps: known step times, as (prompt tokens, decoding requests, their KV tokens, seconds). kv_bytes_per_token: of its
+    model at its precision, all GPUs of a replica together.
     """
 
     name: str

@@ -37,10 +37,11 @@ class NoReplica:
 
 @fact
 class ReplicaChange:
-    """kind: ready, draining or gone."""
+    """kind: ready, draining or gone; of engines that tell what they cache, also stored or removed, with the blocks."""
 
     kind: str
     replica: str
+    blocks: tuple[int, ...] = ()
 
 
 class Router(Protocol):

@@ -13,7 +13,7 @@ import pandas as pd
 import pyarrow as pa
 
 from windtunnel.errors import ConfigFileError, ConfigValueError, TraceEmptyError, TraceFormatError, TraceRowError
-from windtunnel.sources.traces import azure, lengths_csv, mooncake, own
+from windtunnel.sources.traces import agentic, azure, lengths_csv, mooncake, own
 from windtunnel.sources.traces.lines import NEARLY, Faults, OnError, open_bytes
 from windtunnel.sources.traces.row import BATCH_ROWS, SCHEMA, TraceRow, batch_from_rows, rows_of
 
@@ -119,14 +119,15 @@ FORMATS: Mapping[str, Format] = {
     "azure": Format(azure.refuses, azure.batches, lambda path: {}),
     "lengths": Format(lengths_csv.refuses, lengths_csv.batches, lambda path: {}),
     "own": Format(own.refuses, own.batches, own.about),
+    "agentic": Format(agentic.refuses, agentic.batches, lambda path: {"block_size": agentic.BLOCK_TOKENS}),
 }
 
 
 def open_trace(path: str | Path, format: str = "auto", on_error: OnError = "raise") -> Trace:
     """The trace in a file (.gz and .zst by suffix); rows are read when asked for.
 
-    format: mooncake, azure, lengths (`arrival_s,input_tokens,output_tokens`), own (Parquet) or auto, which looks at suffix and
-    first line. on_error: raise TraceRowError, skip bad rows (at most half of them), or collect the errors in `faults.errors`.
+    format: mooncake, azure, lengths (`arrival_s,input_tokens,output_tokens`), own (Parquet), agentic (Parquet of sessions) or auto, which
+    looks at suffix and first line. on_error: raise TraceRowError, skip bad rows (at most half of them), or collect the errors in `faults.errors`.
     Raises ConfigFileError if there is no such file, TraceFormatError if no format fits, TraceEmptyError for an empty file.
     """
     path = Path(path)

@@ -15,12 +15,12 @@ from windtunnel.errors import ConfigUnknownKeyError, ConfigValueError
 from windtunnel.sources.traces.assign import AssignDeadline, AssignPriority, AssignTenants
 from windtunnel.sources.traces.choose import Sample, Splice, Window
 from windtunnel.sources.traces.open import Operation
-from windtunnel.sources.traces.scale import Clamp, RateScale, Repeat, ScaleTokens, Shift, TimeScale
+from windtunnel.sources.traces.scale import Clamp, RateScale, Repeat, ScaleTokens, Shift, Stagger, TimeScale
 
 OPERATIONS: Mapping[str, type[Any]] = {
     "time_scale": TimeScale, "rate_scale": RateScale, "window": Window, "sample": Sample, "splice": Splice, "repeat": Repeat,
-    "shift": Shift, "clamp": Clamp, "scale_tokens": ScaleTokens, "assign_tenants": AssignTenants, "assign_priority": AssignPriority,
-    "assign_deadline": AssignDeadline,
+    "shift": Shift, "stagger": Stagger, "clamp": Clamp, "scale_tokens": ScaleTokens, "assign_tenants": AssignTenants,
+    "assign_priority": AssignPriority, "assign_deadline": AssignDeadline,
 }
 BARE = {"assign_tenants": "shares", "assign_priority": "shares", "assign_deadline": "slo"}
 

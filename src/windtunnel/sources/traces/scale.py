@@ -15,7 +15,7 @@ from windtunnel.policy.param import check_number
 from windtunnel.sources.traces.keys import Keys, points
 from windtunnel.sources.traces.open import Trace
 from windtunnel.sources.traces.prompts import scramble
-from windtunnel.sources.traces.row import INT32_MAX, SCHEMA, all_null, floats_of, rebatch, values_of, with_column
+from windtunnel.sources.traces.row import INT32_MAX, SCHEMA, all_null, floats_of, rebatch, with_column
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +103,7 @@ class Clamp:
                 batch = with_column(batch, name, pc.min_element_wise(batch.column(name), pa.scalar(top, pa.int32()), skip_nulls=False))
         if self.max_input is None or block_size is None or all_null(batch, "blocks"):
             return batch
-        fit = [-(-n // block_size) for n in values_of(batch, "input_tokens")]
-        return with_column(batch, "blocks", [b if b is None else b[:n] for b, n in zip(values_of(batch, "blocks"), fit)])
+        return with_column(batch, "blocks", _cut(batch.column("blocks"), np.ceil(floats_of(batch, "input_tokens") / block_size)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +165,26 @@ class Shift:
             lambda: (with_column(b, "arrival_s", pc.add(b.column("arrival_s"), float(self.s))) for b in trace.batches()))
 
 
+@dataclass(frozen=True, slots=True)
+class Stagger:
+    """The sessions of a trace one after another: every_s later for each one before it in the file, its children with it. For traces whose
+    times count from the start of each session."""
+
+    every_s: float
+
+    def __post_init__(self) -> None:
+        check_number("stagger.every_s", self.every_s, lo=0)
+
+    def __call__(self, trace: Trace, salt: str) -> Trace:
+        return trace.with_batches(lambda: self._moved(trace))
+
+    def _moved(self, trace: Trace) -> Iterator[pa.RecordBatch]:
+        keys, place = Keys(), dict[str, int]()
+        for batch in trace.batches():
+            at = [place.setdefault(key, len(place)) for key in keys.of(batch)]
+            yield with_column(batch, "arrival_s", pc.add(batch.column("arrival_s"), pa.array(np.array(at) * float(self.every_s))))
+
+
 def _extent(trace: Trace) -> tuple[int, float, float]:
     """Rows with an arrival time, the first and the last time."""
     n, first, last = 0, math.inf, -math.inf
@@ -179,6 +198,18 @@ def _extent(trace: Trace) -> tuple[int, float, float]:
 def _mean_gap(trace: Trace) -> float:
     n, first, last = _extent(trace)
     return (last - first) / n if n else 0.0
+
+
+def _cut(blocks: pa.ListArray, fit: NDArray[np.float64]) -> pa.ListArray:
+    """Lists of at most so many blocks each."""
+    ends = blocks.offsets.to_numpy().astype(np.int64) - blocks.offsets[0].as_py()
+    lengths = np.diff(ends)
+    kept = np.minimum(lengths, fit.astype(np.int64))
+    if (kept == lengths).all():
+        return blocks
+    inside = np.arange(ends[-1]) - np.repeat(ends[:-1], lengths) < np.repeat(kept, lengths)
+    values = blocks.values.slice(blocks.offsets[0].as_py(), int(ends[-1])).filter(pa.array(inside))
+    return pa.ListArray.from_arrays(pa.array(np.cumsum([0, *kept], dtype=np.int32)), values, mask=blocks.is_null())
 
 
 def _copy(batch: pa.RecordBatch, suffix: str, blocks_of: int | None, shift: NDArray[np.float64]) -> pa.RecordBatch:
