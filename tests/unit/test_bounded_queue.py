@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from windtunnel.errors import ConfigValueError
+from windtunnel.events import Request
 from windtunnel.policy.param import BuildContext
 from windtunnel.policy.queueing.bounded import Bounded, BoundedQueue
 from windtunnel.policy.queueing.fair import FairTaskQueue
@@ -115,3 +116,21 @@ def test_bounded_books_follow_every_way_out() -> None:
     assert not queue.straight(item("i7"), 0.0)
     queue.discard("i2", 0.0)
     assert queue.straight(item("i7"), 0.0) and len(queue) == 0
+
+
+def came_back(name: str) -> QueueItem:
+    """An item whose request was accepted before a restart."""
+    priority = 0 if name[0] == "i" else 1
+    return QueueItem(name, Group("t"), priority=priority, request=Request(name, "t", "m", priority, 0.0, 10, 10, recovered=True))
+
+
+@pytest.mark.parametrize("policy", ["reject", "drop_lru", "shed_low_priority"])
+@pytest.mark.parametrize("by_class", [{}, {0: 2, 1: 1}])
+def test_KC_4_no_bound_refuses_a_recovered_request_and_nobody_goes_for_it(policy: str, by_class: dict[int, int | None]) -> None:
+    queue = BoundedQueue(FairTaskQueue(), 3, by_class, {0: policy, 1: policy})
+    queue.offer([item(name) for name in ("i1", "i2", "b1")], 0.0)
+    offered = queue.offer([came_back("b2"), came_back("i3"), came_back("b3"), came_back("b2")], 0.0)
+    assert [i.id for i in offered.accepted] == ["b2", "i3", "b3"] and offered.duplicates == ("b2",)
+    assert (offered.rejected, offered.evicted, len(queue)) == ((), (), 6)
+    newcomer = queue.offer([item("i9")], 0.0)
+    assert len(newcomer.rejected) + len(newcomer.evicted) == 1 and len(queue) == 6, "they are counted: who comes next finds it full"

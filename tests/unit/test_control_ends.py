@@ -31,6 +31,7 @@ from windtunnel.policy.lane import Lane
 from windtunnel.policy.param import BuildContext
 from windtunnel.policy.queueing.bounded import BoundedQueue
 from windtunnel.policy.queueing.deadline_drop import DeadlineDropQueue
+from windtunnel.policy.queueing.edf import Edf, EdfQueue
 from windtunnel.policy.queueing.fair import FairTaskQueue, Queue
 from windtunnel.policy.routing.fleet import Fleet
 from windtunnel.policy.routing.least import LeastOutstanding
@@ -299,6 +300,33 @@ def test_QP_1_a_full_queue_refuses_the_newcomer() -> None:
     b.arrive("b", 1.1)
     assert refused(b.arrive("c", 1.2)) == [("c", "queue_full", "rejected", "rate_limited")]
     assert b.counts == {"arrivals": 3, "waiting": 1, "active": 1, "rejected": 1}
+
+
+def test_KC_4_what_was_accepted_before_a_restart_is_refused_neither_by_the_queue_nor_by_a_breaker() -> None:
+    b = Bench(queue=BoundedQueue(FairTaskQueue(), 1, {0: 1}), breaker=BreakerGate(window=5, min_outcomes=1, open_s=30.0))
+    b.arrive("a", 1.0)
+    b.arrive("b", 1.0)
+    b.fail("a", 2.0)
+    assert refused(b.arrive("new", 3.0)) == [("new", "breaker_open", "rejected", "rate_limited")]
+    for id in ("r1", "r2"):
+        assert refused(b.arrive(id, 4.0, recovered=True)) == [], id
+    assert b.counts == {"arrivals": 5, "rejected": 1, "waiting": 3, "failed": 1}
+    assert [i for i, _, _ in sent(b.do(Woke("requests"), 32.0))] == ["b"]
+    assert [i for i, _, _ in sent(b.finish("b", 33.0))] == ["r1"], "in the order in which they came back"
+    assert refused(b.arrive("late", 33.1)) == [("late", "queue_full", "rejected", "rate_limited")]
+    assert [i for i, _, _ in sent(b.finish("r1", 34.0))] == ["r2"]
+
+
+def test_KC_4_even_a_recovered_request_is_not_served_past_its_deadline() -> None:
+    b = Bench(queue=EdfQueue(Edf(service_s=5.0)))
+    for n in range(40):
+        b.arrive(f"a{n}", 0.25 * n)
+        b.finish(f"a{n}", 0.25 * n + 0.25)
+    b.arrive("run", 10.0)
+    assert refused(b.arrive("new", 10.0, deadline_s=14.0)) == [("new", "deadline_infeasible", "rejected", "rate_limited")]
+    assert refused(b.arrive("back", 10.0, deadline_s=14.0, recovered=True)) == []
+    assert refused(b.arrive("late", 10.0, deadline_s=10.0, recovered=True)) == [("late", "deadline_passed", "timed_out", "local_timeout")]
+    assert refused(b.do(Woke("queue"), 14.0)) == [("back", "deadline_passed", "timed_out", "local_timeout")]
 
 
 def test_DN_2_a_full_queue_says_when_the_next_completion_is_due() -> None:

@@ -21,8 +21,10 @@ from windtunnel.policy.admission.waiting import WaitingAdmission
 from windtunnel.policy.control import Control
 from windtunnel.policy.lane import Lane
 from windtunnel.policy.param import BuildContext, Param
+from windtunnel.policy.queueing.bounded import Bounded
 from windtunnel.policy.queueing.classes import Classes
 from windtunnel.policy.queueing.codel import CoDel
+from windtunnel.policy.queueing.deadline_drop import DeadlineDrop
 from windtunnel.policy.queueing.dlpm import Dlpm
 from windtunnel.policy.queueing.drr import Drr
 from windtunnel.policy.queueing.edf import Edf
@@ -70,12 +72,26 @@ def test_FQ_6_a_cost_is_a_finite_number_above_0(cost: float) -> None:
     assert (len(queue), queue.sequence_version, queue.virtual_time) == (0, 0, 0.0)
 
 
+@pytest.mark.parametrize("kind", [*QUEUES, "bounded", "deadline_drop"])
+@pytest.mark.parametrize("foreign", [None, 3, math.nan, "x", b"a", [1], {}, {1}, ("a", [1]), object()])
+def test_GN_9_discard_of_what_no_queue_can_hold_is_discard_of_somebody_unknown(kind: str, foreign: Any) -> None:
+    more = {"bounded": lambda: Bounded().wrap(FairTaskQueue(), CTX), "deadline_drop": lambda: DeadlineDrop().wrap(FairTaskQueue(), CTX)}
+    queue = {**QUEUES, **more}[kind]()
+    queue.offer([item("a", deadline=9.0)], 0.0)
+    before = queue.sequence_version
+    assert queue.discard(foreign, 1.0) is None
+    if hasattr(queue, "settle"):
+        queue.settle(foreign, 5, 1.0)
+    assert (len(queue), queue.sequence_version, queue.next_deadline()) == (1, before, 9.0)
+    assert queue.discard("a", 1.0).id == "a" and queue.discard("a", 1.0) is None, "an id is an id once"
+
+
 @pytest.mark.parametrize("foreign", [None, 3, "x", [1], object()])
 def test_GN_9_cancel_and_settle_take_anything(foreign: Any) -> None:
     waiting, quotas = WaitingAdmission(), Quotas({"default": TenantQuota(concurrent=1)})
     assert waiting.cancel(foreign, 0.0) == UnknownWaiter(foreign)
     made = quotas.reserve("a", Need(10), 0.0)
-    assert quotas.settle(foreign, 5, 1.0) == "duplicate" and quotas.accounts["a"].active == 1
+    assert quotas.settle(foreign, 5, 1.0) == quotas.give_back(foreign, 1.0) == "duplicate" and quotas.accounts["a"].active == 1
     assert quotas.settle(made, 5, 1.0) == "settled"  # type: ignore[arg-type]
 
 

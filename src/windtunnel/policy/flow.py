@@ -55,7 +55,8 @@ class Flow(Expiry):
     def _intake(self, request: Request, lane: Lane | None) -> Denial | None:
         """The checks before the queue: stopped, no such service, too late, nothing there, gates, breaker open.
 
-        A request that passes has been charged by the gates.
+        A request that passes has been charged by the gates. One that was accepted before a restart is refused neither by them nor by a
+        breaker, nor by the queue's bounds.
         """
         now = self.now
         if self.stopped:
@@ -70,7 +71,7 @@ class Flow(Expiry):
             denial = lane.gates.check(request, now)
             return None if denial is None else lane.when(denial, now)
         breaker = lane.admission.breaker
-        if breaker is not None and not breaker.admissible(now):
+        if breaker is not None and not request.recovered and not breaker.admissible(now):
             return lane.admission.breaker_denial(lane.resource, now)
         return None
 

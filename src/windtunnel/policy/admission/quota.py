@@ -168,8 +168,7 @@ class Quotas:
     def give_back(self, reservation: Reservation, now: float) -> Settled:
         """It got no further than the door: nothing was used, and it does not count as one of this second's requests."""
         said = self.settle(reservation, 0, now, completed=False)
-        requests = self.account(reservation.tenant, now).requests
-        if said == "settled" and requests is not None:
+        if said == "settled" and (requests := self.account(reservation.tenant, now).requests) is not None:
             requests.settle(1.0, 0.0)
         return said
 

@@ -96,10 +96,11 @@ class BoundedQueue:
         return Offered(tuple(accepted), tuple(duplicates), tuple(rejected), tuple(evicted))
 
     def _make_room(self, item: QueueItem, evicted: list[Shed], now: float) -> Shed | None:
-        """Room for one newcomer, at the cost of one victim at most; its refusal if there is none."""
+        """Room for one newcomer, at the cost of one victim at most; its refusal if there is none. A recovered request comes in over the
+        bound: it had been accepted before."""
         bound = self.capacity_by_class.get(item.priority)
         class_full = bound is not None and len(self._classes.get(item.priority, ())) >= bound
-        if not class_full and len(self._class_of) < self.capacity:
+        if (not class_full and len(self._class_of) < self.capacity) or item.recovered:
             return None
         policy = self.on_full_by_class.get(item.priority, "reject")
         victim = self._victim(item.priority, policy, class_full)

@@ -61,7 +61,8 @@ class DeadlineDropQueue:
         for one in out:
             self._deadlines.remove(one.item.id)
         while (first := self._deadlines.first()) is not None and self.too_late(first[0], now):
-            item = self.discard(first[1], now)
+            self._deadlines.remove(first[1])
+            item = self.inner.discard(first[1], now)
             if item is not None:
                 out.append(Shed(item, make_denial("queue", "deadline_passed", now=now)))
         return tuple(out)
@@ -87,8 +88,10 @@ class DeadlineDropQueue:
         return straight
 
     def discard(self, item_id: str, now: float) -> QueueItem | None:
-        self._deadlines.remove(item_id)
-        return self.inner.discard(item_id, now)
+        item = self.inner.discard(item_id, now)
+        if item is not None:
+            self._deadlines.remove(item_id)
+        return item
 
     def discard_where(self, pred: Callable[[QueueItem], bool], now: float) -> tuple[QueueItem, ...]:
         gone = self.inner.discard_where(pred, now)

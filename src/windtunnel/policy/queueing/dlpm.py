@@ -76,7 +76,8 @@ class DlpmQueue(KeyedQueue):
 
     def discard(self, item_id: str, now: float) -> QueueItem | None:
         item = super().discard(item_id, now)
-        self._matched.pop(item_id, None)
+        if item is not None:
+            self._matched.pop(item_id, None)
         return item
 
     def straight(self, item: QueueItem, now: float) -> bool:
@@ -95,8 +96,9 @@ class DlpmQueue(KeyedQueue):
 
     def settle(self, item_id: str, output_tokens: int | None, now: float) -> None:
         """A committed item has ended, however; None: no more tokens than were told of."""
-        self.charge(item_id, output_tokens or 0, now)
-        self._produced.pop(item_id, None)
+        if isinstance(item_id, str):
+            self.charge(item_id, output_tokens or 0, now)
+            self._produced.pop(item_id, None)
 
     def _deficit(self, client: str, rounds: int) -> float:
         return self.deficits[client] + rounds * self.config.quantum_tokens * self._weights[client]

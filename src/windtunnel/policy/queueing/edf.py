@@ -19,7 +19,8 @@ def _deadline(item: QueueItem) -> float:
 
 class EdfQueue(KeyedQueue):
     """Items without a deadline go last, ties by arrival. A newcomer at or past its deadline is refused, and one whose predicted end lies
-    after it: items due no later than it, over the measured completion rate, plus `service_s`. Unknown rate or service: let in.
+    after it: items due no later than it, over the measured completion rate, plus `service_s`. Unknown rate or service, or a request that was
+    accepted before a restart: let in.
 
     completion_rate: `(now) -> completions per second or None`, set by the lane. `shed` drops what can no longer be in time.
     """
@@ -35,7 +36,7 @@ class EdfQueue(KeyedQueue):
             return None
         if now >= deadline:
             return Shed(item, make_denial("queue", "deadline_passed"))
-        start_s = self.predicted_start_s(item, now)
+        start_s = None if item.recovered else self.predicted_start_s(item, now)
         if start_s is not None and self.config.service_s is not None and start_s + self.config.service_s > deadline:
             return Shed(item, make_denial("queue", "deadline_infeasible", diagnostics={"predicted_start_s": start_s}))
         return None

@@ -237,7 +237,10 @@ class FairTaskQueue:
     def discard(self, item_id: str, now: float) -> QueueItem | None:
         """Take an item out of the queue wherever it stands; no group is charged. None if it is not queued."""
         self._tick(now)
-        active = self._where.get(item_id)
+        try:
+            active = self._where.get(item_id)
+        except TypeError:  # not even hashable: nobody's id
+            return None
         if active is None:
             return None
         item = active.line[item_id]

@@ -89,7 +89,10 @@ class FifoQueue:
     def discard(self, item_id: str, now: float) -> QueueItem | None:
         """Take an item out of the line; None if it is not queued."""
         self._tick(now)
-        item = self._items.pop(item_id, None)
+        try:
+            item = self._items.pop(item_id, None)
+        except TypeError:  # not even hashable: nobody's id
+            return None
         if item is not None:
             self._deadlines.remove(item_id)
             self.sequence_version += 1

@@ -44,6 +44,11 @@ class QueueItem:
     deadline: float | None = None
     request: Request | None = None
 
+    @property
+    def recovered(self) -> bool:
+        """Is it a request that was accepted before a restart? Then no bound refuses it."""
+        return self.request is not None and self.request.recovered
+
 
 @fact
 class Selection:

@@ -132,7 +132,10 @@ class KeyedQueue:
         return self._take(item_id)
 
     def _take(self, item_id: str) -> QueueItem | None:
-        known = self._items.pop(item_id, None)
+        try:
+            known = self._items.pop(item_id, None)
+        except TypeError:  # not even hashable: nobody's id
+            return None
         if known is None:
             return None
         self._deadlines.remove(item_id)

@@ -76,6 +76,8 @@ class VtcQueue(FairTaskQueue):
 
     def settle(self, item_id: str, output_tokens: int | None, now: float) -> None:
         """A committed item has ended, however; None: no more tokens than were told of. Predicted tokens that never came are paid back."""
+        if not isinstance(item_id, str):
+            return
         self.charge(item_id, output_tokens or 0, now)
         served = self._served.pop(item_id, None)
         if served is None:
