@@ -97,6 +97,8 @@ def test_TS_6_equal_outputs_in_simulation_and_against_engines(variant: str | Non
     assert len(run.requests) == len(live_run.requests) == 10 + 9 * (1 + 3 + 2)
     assert set(run.requests.outcome) == set(live_run.requests.outcome) == {"success"}
     assert run.meta.complete and live_run.meta.complete
+    notes = live_run.notes[live_run.notes["stream"] == "scheduler"]  # a live run is recorded in full, what sources tell included
+    assert notes["sequence"].tolist() == list(range(1, len(notes) + 1)) and (notes["kind"] == "task_lease_released").sum() == 33
 
 
 def test_a_run_ends_with_local_work_that_no_request_follows() -> None:
@@ -145,7 +147,7 @@ def test_bad_pipelines_are_refused(line: str, with_: str, what: str) -> None:
 
 
 def one(requests: int = 1, rows: int = 1, parallel: bool = False, weights: Any = None, retries: int = 3) -> PipelineSource:
-    return PipelineSource([Program(Column("a"), "m", requests, parallel, 10, 5)], rows, TaskSchedulerConfig(), notes=True,
+    return PipelineSource([Program(Column("a"), "m", requests, parallel, 10, 5)], rows, TaskSchedulerConfig(),
                           parallel=weights, transport_retries=retries)
 
 

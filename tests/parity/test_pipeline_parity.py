@@ -52,12 +52,13 @@ def overheard(scheduler: TaskScheduler) -> list[tuple[Any, float, list[Any]]]:
 
 def assert_task_stage_replays(calls: list[tuple[Any, float, list[Any]]], source: PipelineSource) -> None:
     fresh = source.scheduler
-    again = TaskScheduler(fresh.tracker.graph, fresh.tracker.row_groups, fresh.resolver, fresh.config, run_id=source.name, timeline=True)
+    again = TaskScheduler(fresh.tracker.graph, fresh.tracker.row_groups, fresh.resolver, fresh.config, run_id=source.name, notes=True, timeline=True)
     for n, (event, now, effects) in enumerate(calls):
         assert again.handle(event, now) == effects, (n, event, now)
     assert (again.timeline, again.snapshot(), again.result) == (fresh.timeline, fresh.snapshot(), fresh.result)
     made = [e for _, _, effects in calls for e in effects]
-    assert isinstance(made[-1], RunEnded) and not any(isinstance(e, Note) for e in made)
+    notes = [e for e in made if isinstance(e, Note)]
+    assert isinstance(made[-1], RunEnded) and [n.sequence for n in notes] == list(range(1, len(notes) + 1))
     assert sum(isinstance(e, StartTask) for e in made) == len(fresh.timeline or ())
 
 

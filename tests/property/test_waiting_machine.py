@@ -257,7 +257,8 @@ class WaitingMachine(RuleBasedStateMachine):
         for note in notes:
             if note.kind == "request_limit_decreased" and note.data is not None:
                 lease = next(held for held in self.past + self.active if held.lease_id == note.ids[0])
-                cuts[(note.data["resource"], lease.epoch)] = cuts.get((note.data["resource"], lease.epoch), 0) + 1
+                key = (note.data["request_resource_key"], lease.epoch)
+                cuts[key] = cuts.get(key, 0) + 1
         if self.burst == "epoch":
             assert all(n == 1 for n in cuts.values())
 

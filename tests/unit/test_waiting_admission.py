@@ -297,7 +297,8 @@ def test_RA_10_wait_notes_in_order() -> None:
     a.drain(2.0)
     notes = [(n.kind.removeprefix("request_"), n.ids) for n in a.drain_notes()]
     assert notes == [
-        ("resource_registered", ()), ("lease_acquired", ("g0-1",)), ("queue_formed", ()), ("wait_started", (one,)), ("wait_started", (two,)),
+        ("resource_registered", ()), ("wait_started", ()), ("wait_completed", ()), ("lease_acquired", ("g0-1",)),
+        ("queue_formed", ()), ("wait_started", (one,)), ("wait_started", (two,)),
         ("wait_started", (three,)), ("wait_cancelled", (three,)), ("wait_timeout", (two,)), ("lease_released", ("g0-1",)),
         ("wait_completed", (one,)), ("queue_drained", ()), ("lease_acquired", ("g0-2",)),
     ]

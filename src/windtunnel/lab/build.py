@@ -186,16 +186,16 @@ def refuse_unreachable(fleet: FleetConfig, asked: frozenset[str] | None) -> None
 
 
 def build_source(spec: Any, base: Path, seed: int, *, replication: int = 0, duration_s: float | None = None, model: str = "",
-                 live: bool = False, faults: Sequence[Fault] = ()) -> Source:
+                 live: bool = False, faults: Sequence[Fault] = (), wants: frozenset[str] = frozenset()) -> Source:
     """A fresh source. duration_s: no arrivals at or after it; model: what requests without one ask for; live: with prompt texts.
 
-    faults: of these, `load` multiplies or thins the arrivals.
+    faults: of these, `load` multiplies or thins the arrivals. wants: note streams that are recorded.
     """
     from windtunnel.lab.build_source import Setting, source_of
 
     surges = surges_of(faults, seed=seed, replication=replication, until_s=duration_s)
     try:
-        return source_of(spec, Setting(base, seed, replication, duration_s, model, live, tuple(surges)))
+        return source_of(spec, Setting(base, seed, replication, duration_s, model, live, tuple(surges), "scheduler" in wants))
     except ConfigValueError as error:
         if not error.message.startswith(("source", "faults")):
             error.message = f"source.{error.message}"

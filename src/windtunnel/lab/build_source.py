@@ -30,7 +30,8 @@ from windtunnel.sources.traces.prompts import Prompts
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What all sources of a scenario share. base: folder that paths are beside; live: make prompt texts for real engines."""
+    """What all sources of a scenario share. base: folder that paths are beside; live: make prompt texts for real engines; notes: tell what
+    their own schedulers decide."""
 
     base: Path
     seed: int
@@ -39,6 +40,7 @@ class Setting:
     model: str = ""
     live: bool = False
     surges: tuple[Surge, ...] = ()
+    notes: bool = False
 
 
 def source_of(spec: Any, setting: Setting) -> Source:
@@ -48,7 +50,8 @@ def source_of(spec: Any, setting: Setting) -> Source:
     if isinstance(spec, PipelineSpec) and setting.surges:
         raise ConfigValueError("faults", "a load fault needs arrivals at their own times; a pipeline makes its own")
     if isinstance(spec, PipelineSpec):  # it gives up what is left by itself, and must be told of the ends until then
-        return spec.build(setting.base, seed=setting.seed, replication=setting.replication, stop_at_s=setting.duration_s, live=setting.live)
+        return spec.build(setting.base, seed=setting.seed, replication=setting.replication, stop_at_s=setting.duration_s, live=setting.live,
+                          notes=setting.notes)
     return _with_clients(spec, _until(_surging(_adapted(spec, _plain(spec, setting), setting), setting), setting), setting)
 
 

@@ -67,7 +67,7 @@ class DecisionRows:
     def note(self, seq: int, now: float, note: fx.Note) -> None:
         """One row of the notes table; seq 0: not of a control, but of a source or the world."""
         ids = _text(list(note.ids)) if note.ids else None
-        self._notes.append((seq, now, note.stream, note.kind, ids, note.reason or None, _text(note.data)))
+        self._notes.append((seq, now, note.stream, note.kind, ids, note.reason or None, _text(note.data), note.sequence or None))
 
     def _of(self, effect: Any) -> dict[str, Any]:
         """What an effect says in the table's words."""

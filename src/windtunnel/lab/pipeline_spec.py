@@ -70,8 +70,8 @@ class PipelineSpec(Spec):
             raise ValueError(f'max_parallel_requests names "{stray}", which no column asks')
         return self
 
-    def build(self, base: Path, *, seed: int, replication: int, stop_at_s: float | None, live: bool) -> PipelineSource:
-        """A fresh source."""
+    def build(self, base: Path, *, seed: int, replication: int, stop_at_s: float | None, live: bool, notes: bool = False) -> PipelineSource:
+        """A fresh source. notes: of its scheduler, for a run that records them."""
         sharing: Any = self.sharing
         config = TaskSchedulerConfig(
             sharing.config(), max_concurrent_row_groups=self.max_concurrent_row_groups, adaptive_row_groups=self.adaptive_row_groups,
@@ -83,4 +83,4 @@ class PipelineSpec(Spec):
             for name, c in self.columns.items()]
         return PipelineSource(programs, self.rows, config, name=self.name, parallel=self.max_parallel_requests, tenant=self.tenant,
                               priority=self.priority, seed=seed, replication=replication, stop_at_s=stop_at_s,
-                              prompts=Prompts(self.name) if live else None, transport_retries=self.transport_retries)
+                              prompts=Prompts(self.name) if live else None, notes=notes, transport_retries=self.transport_retries)

@@ -157,14 +157,17 @@ class Scenario(ScenarioFields):
             return build_control(self.control, over, slo=self.slo.bounds(), seed=self.seed if seed is None else seed,
                                  replication=replication, wants=wants)
 
-    def build_source(self, *, seed: int | None = None, replication: int = 0, model: str | None = None, live: bool = False) -> Source:
-        """A fresh source. model: what requests without one ask for (None: the fleet's first); live: with prompts for real engines."""
+    def build_source(self, *, seed: int | None = None, replication: int = 0, model: str | None = None, live: bool = False,
+                     wants: frozenset[str] = frozenset()) -> Source:
+        """A fresh source. model: what requests without one ask for (None: the fleet's first); live: with prompts for real engines, and
+        with its notes, as live runs are always recorded in full; wants: note streams that are recorded otherwise."""
         from windtunnel.lab.build import build_source
+        from windtunnel.lab.recorder import wants_of
 
         with placed(self._document()):
             return build_source(self.source, self._base, self.seed if seed is None else seed, replication=replication,
                                 duration_s=self.duration_s, model=self.fleet.only_model if model is None else model, live=live,
-                                faults=self.build_faults())
+                                faults=self.build_faults(), wants=wants_of("full") if live else wants)
 
     def build(self, *, seed: int | None = None, replication: int = 0, record: str | None = None, check: bool = False,
               ) -> tuple[Simulated, Control, Source]:
@@ -178,12 +181,13 @@ class Scenario(ScenarioFields):
                           grace_s=self.grace_s, faults=self.build_faults(), itl=self.itl or any(e.metric.startswith("itl_s") for e in self.expect))
         refuse_unreachable(world.fleet, models_asked(self.source, self.fleet.only_model))
         refuse_unread(world.fleet, labelled=has_adapters(self.source), timed=has_service_times(self.source))
-        control = self.build_control(seed=seed, replication=replication, wants=Recorder(level).wants)
+        wants = Recorder(level).wants
+        control = self.build_control(seed=seed, replication=replication, wants=wants)
         refuse_promises = getattr(self.control.planner, "check_simulated", None)
         if refuse_promises is not None:
             with placed(self._document()):
                 refuse_promises()
-        return world, control, self.build_source(seed=seed, replication=replication)
+        return world, control, self.build_source(seed=seed, replication=replication, wants=wants)
 
     def start(self, *, seed: int | None = None, replication: int = 0, record: str | None = None, check: bool = False) -> Flight:
         """A steppable flight: `advance(budget_s)` until done, then `result()`."""

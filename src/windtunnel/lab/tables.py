@@ -160,7 +160,7 @@ NOTES = _columns(
     "seq int - ! Number of the event during which it was made.", "t_s float s ! When.",
     "stream word - ! scheduler, request, routing, session, planner or fleet.",
     "kind word - ! What happened.", "correlation id - ? JSON list of the ids it speaks of.", "reason word - ? Why.",
-    "detail id - ? JSON object.",
+    "detail id - ? JSON object.", "sequence int - ? Number of the note in its stream.",
 )
 SCHEMAS: Mapping[str, tuple[Column, ...]] = {
     "requests": REQUESTS, "decisions": DECISIONS, "replicas": REPLICAS, "steps": STEPS, "decodes": DECODES, "series": SERIES, "notes": NOTES,

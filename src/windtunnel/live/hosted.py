@@ -16,13 +16,13 @@ class Hosted:
     """Sources on the driver's loop. Requests belong to the source that made them; wake keys are apart per source.
 
     deliver: takes what sources make to the control; failed: takes what a source raises, with its name; settled: called after a source's
-    own wake, which may have been the last thing to come without any event for the control.
+    own wake, which may have been the last thing to come without any event for the control; noted: takes what is for the record only.
     """
 
     def __init__(self, sources: Sequence[Source], loop: asyncio.AbstractEventLoop, clock: RunClock, deliver: Callable[[Event], Any],
-                 failed: Callable[[str, Exception], None], settled: Callable[[], None]) -> None:
+                 failed: Callable[[str, Exception], None], settled: Callable[[], None], noted: Callable[[Note], None]) -> None:
         self._sources, self._loop, self._clock, self._deliver, self._failed = tuple(sources), loop, clock, deliver, failed
-        self._settled = settled
+        self._settled, self._noted = settled, noted
         self._timers = tuple(Timers(loop, clock) for _ in sources)
         self._feeds: list[Feed] = []
         self._owner: dict[str, int] = {}
@@ -95,10 +95,12 @@ class Hosted:
         self._settled()
 
     def _take(self, i: int, made: Sequence[Arrived | Cancelled | WakeAt | Note]) -> None:
-        if self._stopped:  # a source that answers a refusal with a retry must not keep a stopped world alive
-            return
         for item in made:
-            if isinstance(item, WakeAt):
+            if isinstance(item, Note):
+                self._noted(item)
+            elif self._stopped:  # a source that answers a refusal with a retry must not keep a stopped world alive
+                continue
+            elif isinstance(item, WakeAt):
                 self._timers[i].set(item.key, item.at, lambda key: self._woke(i, key))
             elif isinstance(item, Arrived):
                 self._owner[item.request.id] = i

@@ -167,6 +167,10 @@ class ControlLoop:
             for request_id in [r for r, _ in event.counts] if isinstance(event, Progressed) else [event.request_id]:
                 self.hosted.hear(request_id, word, event)
 
+    def noted(self, note: fx.Note) -> None:
+        """A source told something for the record only."""
+        self._record.note(self.clock.now(), note)
+
     def _wake(self, effect: fx.WakeAt) -> None:
         self._timers.set(effect.key, effect.at, lambda key: self.deliver(Woke(key)))
 

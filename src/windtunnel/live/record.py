@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from windtunnel.effects import Effect
+from windtunnel.effects import Effect, Note
 from windtunnel.events import Event
 
 
@@ -15,6 +15,7 @@ class Recorder(Protocol):
     def step(self, seq: int, now: float, event: Event, effects: Sequence[Effect],
              verdicts: tuple[str | None, ...] | None = None) -> None: ...
     def error(self, seq: int, now: float, event: Event, error: BaseException) -> None: ...
+    def note(self, now: float, note: Note) -> None: ...
     def sample(self, now: float, name: str, key: str, value: float) -> None: ...
     def replica_row(self, row: Mapping[str, Any], /) -> None: ...
 
@@ -43,6 +44,15 @@ class Record:
             return
         try:
             self._recorder.error(seq, now, event, error)
+        except Exception as lost:
+            self._lose(lost)
+
+    def note(self, now: float, note: Note) -> None:
+        """A source told something for the record only."""
+        if self._lost:
+            return
+        try:
+            self._recorder.note(now, note)
         except Exception as lost:
             self._lose(lost)
 

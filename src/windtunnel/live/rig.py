@@ -37,7 +37,7 @@ class Rig:
         self.clock, self._fleet, self._gate, self._shadow = clock, fleet, gate, shadow
         self.core = core = ControlLoop(control, recorder, gate, clock, shadow=shadow, taps=taps, stop_grace_s=stop_grace_s)
         core.hosted = Hosted(sources, asyncio.get_running_loop(), clock, core.deliver, lambda name, e: core.broken(f"the source {name!r}", e),
-                             core.maybe_land)
+                             core.maybe_land, core.noted)
         endpoints = fleet.endpoints() if shadow is None else ()
         core.watch = self.watch = Watch(endpoints, engines, clock, core.deliver, core.attempts.replica_lost, scrape="scrape" in control.needs)
         self._host = self._plugins_elsewhere()

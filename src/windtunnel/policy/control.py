@@ -39,6 +39,7 @@ from windtunnel.policy.flow import Flow
 from windtunnel.policy.lane import Lane
 from windtunnel.policy.open_request import CLOSING
 from windtunnel.policy.preemption import HARD, Preempting
+from windtunnel.policy.request_stream import RequestStream
 from windtunnel.policy.routing.fleet import Fleet
 from windtunnel.policy.routing.replica import BOOTING
 from windtunnel.policy.routing.router import ReplicaChange
@@ -63,7 +64,7 @@ class Control:
         self.settings = settings or ControlSettings()
         made = Preempting if self.settings.preemption == HARD else Flow
         self.flow = flow = made(lanes, fleet, tenants or {}, self.settings)
-        self._noting = "request" in wants
+        self._stream = RequestStream() if "request" in wants else None
         self.needs = self._union_of_needs()
         self.seq = self.commands_refused = 0
         self._now = float("-inf")
@@ -98,9 +99,8 @@ class Control:
             self._on[kind](event)  # type: ignore[operator]
             if flow.dirty:
                 flow.pump_all()
-            if self._noting:
-                for lane in self.lanes:
-                    out.extend(lane.admission.drain_notes())
+            if self._stream is not None:
+                self._stream.tell(self.lanes, flow.open, out)
             if kind in self._planner_events:
                 self._plan(event)
             if flow.wanted:
@@ -193,7 +193,7 @@ class Control:
         needs: set[str] = {"first_token"} if self.flow.tracks_first_token else set()
         if self.fleet.accounting != "in_flight":
             needs.add("scrape")
-        if self._noting:
+        if self._stream is not None:
             needs.add("started")
         if self.settings.idle_s is not None:
             needs.add("progress")

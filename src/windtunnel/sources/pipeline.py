@@ -8,7 +8,7 @@ from dataclasses import replace
 from heapq import heappop, heappush
 from typing import Any
 
-from windtunnel.effects import Close, Note, Reject, WakeAt
+from windtunnel.effects import Close, Reject, WakeAt
 from windtunnel.errors import ConfigPipelineError, PolicyError
 from windtunnel.events import PRIORITIES, Arrived, Cancelled, Event, Finished, Request, Truth, Woke
 from windtunnel.policy.param import check_number
@@ -25,6 +25,7 @@ from windtunnel.policy.tasks.messages import (
     StartTask,
     TaskEnded,
 )
+from windtunnel.policy.tasks.record import labels_of
 from windtunnel.policy.tasks.resolve import Generator, Resolver
 from windtunnel.policy.tasks.scheduler import TaskScheduler
 from windtunnel.sources.dist import tokens
@@ -44,7 +45,8 @@ class PipelineSource:
     rows: in row groups of `buffer_size`; parallel: most tasks of a model at once (its weight, too). stop_at_s: run s at which what is
     left is given up. Each task draws its lengths from a generator of its own, so that no order of events changes them. prompts: makes
     message content for real engines. transport_retries: how often a request is sent again whose connection broke, as a new request of the
-    same origin, while its task keeps its lease. Raises ConfigPipelineError, ConfigValueError.
+    same origin, while its task keeps its lease. notes: tell what the scheduler decides, and in each request's labels which task made it.
+    Raises ConfigPipelineError, ConfigValueError.
     """
 
     loop: Loop = "closed"
@@ -67,7 +69,6 @@ class PipelineSource:
         size = config.buffer_size
         plan = {rg: min(size, rows - rg * size) for rg in range(-(-rows // size))}
         self.scheduler = TaskScheduler(graph, plan, resolver, config, run_id=name, notes=notes, timeline=True)
-        self.notes: list[Note] = []
         self.result: RunResult | None = None
         self.request_ids: dict[str, list[str]] = {}  # by task lease
         self._seed, self._stop_at_s, self._prompts = (seed, replication), stop_at_s, prompts
@@ -125,7 +126,7 @@ class PipelineSource:
                 elif kind is RunEnded:
                     self._over(effect.result)  # type: ignore[union-attr]
                 else:
-                    self.notes.append(effect)  # type: ignore[arg-type]
+                    self._asks.append(effect)  # type: ignore[arg-type]
         asks, self._asks = self._asks, []
         return asks
 
@@ -182,8 +183,8 @@ class PipelineSource:
         key = f"{task.column}/{task.row_group}/{task.row_index}/{number}"  # a cell's prompt is the same however events were ordered
         content = None if self._prompts is None else self._prompts.content(key, input_tokens)
         self._submit(lease_id, work, number, Request(
-            self._next_id(), self.tenant, work.program.model or "", self.priority, now, input_tokens, output_tokens, content=content,
-            truth=Truth(output_tokens)), now)
+            self._next_id(), self.tenant, work.program.model or "", self.priority, now, input_tokens, output_tokens,
+            labels=labels_of(self.scheduler.running[lease_id].correlation or {}), content=content, truth=Truth(output_tokens)), now)
 
     def _next_id(self) -> str:
         self._made += 1

@@ -157,13 +157,13 @@ class RequestAdmission:
         if self.breaker is not None and self.breaker.took(now):
             self._probe = lease_id
         if self._notes is not None:
-            self._note("request_lease_acquired", resource, now, ids=(lease_id,))
+            self._notes.granted(lease_id, now, str(resource), r.gauges(now))
         return lease
 
     def began(self, lease: RequestLease, now: float) -> None:
         """An engine has begun the attempt that the lease is for. Only said, nothing changes: for those who record the request stream."""
         if self._notes is not None and lease.lease_id in self._active:
-            self._notes.began(lease.lease_id, self._resources[lease.resource].gauges(now))
+            self._notes.began(lease.lease_id, now, str(lease.resource), self._resources[lease.resource].gauges(now))
 
     def release(self, lease: Any, outcome: str, now: float, *, retry_after_s: float | None = None,
                 rtt_s: float | None = None) -> ReleaseReason:
@@ -191,7 +191,7 @@ class RequestAdmission:
         if self.breaker is not None:
             self._tell_breaker(self.breaker, r, lease_id, outcome, now)
         if self._notes is not None:
-            self._notes.released(lease_id, str(lease.resource), outcome, change, r.gauges(now))
+            self._notes.released(lease_id, now, str(lease.resource), outcome, change, r.gauges(now))
         return "released"
 
     def _tell_breaker(self, breaker: Breaker, r: Resource, lease_id: str, outcome: str, now: float) -> None:
@@ -216,7 +216,7 @@ class RequestAdmission:
             reason = "duplicate"
         self._diagnostics[reason] = self._diagnostics.get(reason, 0) + 1
         if self._notes is not None:
-            self._notes.add("request_release_diagnostic", (lease.lease_id,), reason, {"resource": str(lease.resource)})
+            self._notes.add("request_release_diagnostic", now, str(lease.resource), None, reason, (lease.lease_id,), lease_id=lease.lease_id)
         return reason
 
     def next_open(self, resource: ResourceKey, now: float) -> float | None:
@@ -255,7 +255,7 @@ class RequestAdmission:
     def _note(self, kind: str, resource: ResourceKey, now: float, reason: str = "", ids: tuple[str, ...] = ()) -> None:
         if self._notes is not None:
             known = self._resources.get(resource)
-            self._notes.add(kind, ids, reason, {"resource": str(resource)} if known is None else known.gauges(now))
+            self._notes.add(kind, now, str(resource), None if known is None else known.gauges(now), reason, ids)
 
     def drain_notes(self) -> list[Note]:
         """Notes since the last call, in order; empty unless the request stream is wanted. At most the last 4096 are kept for it."""

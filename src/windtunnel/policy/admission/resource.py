@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any, NamedTuple
 
 from windtunnel.policy.admission.completion_rate import CompletionRate
@@ -82,8 +83,9 @@ class Resource:
 
     def gauges(self, now: float) -> dict[str, Any]:
         """The numbers that a note carries, as plain data."""
-        return {"resource": str(self.name), "effective_max": self.cap, "limit": self.bound(now), "in_flight": self.in_flight,
-                "blocked_until": self._blocked_until()}
+        until = self._blocked_until()
+        return {"effective_max": self.cap, "limit": self.bound(now), "in_flight": self.in_flight, "waiters": self.waiting,
+                "blocked_until": until if until is None or isfinite(until) else repr(until)}
 
     def snapshot(self, now: float, breaker: str, sequence: int, diagnostics: Mapping[str, int]) -> PressureSnapshot:
         """A frozen picture. Changes nothing."""

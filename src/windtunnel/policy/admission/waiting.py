@@ -84,6 +84,8 @@ class WaitingAdmission(EndpointAdmission):
             self._note("request_acquire_denied", item.resource, now, denial.reason)
             return denial
         if self.admissible(item.resource, now) and not self._ahead(self._endpoint_of[item.resource], now):
+            self._note("request_wait_started", item.resource, now)  # no wait is a wait of no time
+            self._note("request_wait_completed", item.resource, now)
             return self.grant(item.resource, now)
         timeout_s = self.config.default_queue_wait_timeout_s if item.queue_wait_timeout_s is None else item.queue_wait_timeout_s
         if timeout_s == 0.0:

@@ -10,7 +10,11 @@ from windtunnel.policy.tasks.task import SchedulableTask
 
 
 class Dispatcher:
-    """Starts tasks, each with its lease."""
+    """Starts tasks, each with its lease.
+
+    `admission_denied` and `stale_selection` are told only of a sharing policy that is not pure: nothing else comes between a selection,
+    its lease and its commit, all of one call.
+    """
 
     def __init__(self, board: Board) -> None:
         self.board = board

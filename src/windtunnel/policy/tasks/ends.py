@@ -28,7 +28,7 @@ class Ends:
         known, rg = running.task, running.task.payload.row_group
         board.open[rg] -= 1
         kind = "success" if event.outcome == "success" else event.error_kind or event.outcome
-        if kind == "worker_spawn_failed":
+        if kind == "worker_spawn_failed":  # told by a world whose tasks are processes of their own; requests of a source need none
             board.note("worker_spawn_failed", known, running)
         if kind == "success" and running.wanted and board.status == "running":
             self._succeeded(known)

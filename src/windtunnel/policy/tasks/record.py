@@ -15,6 +15,8 @@ TIMELINE = (
     "request_wait_completed_at", "request_lease_acquired_at", "model_request_started_at", "model_request_completed_at",
     "request_lease_released_at", "task_completed_at", "task_lease_released_at",
 )
+CORRELATION = ("run_id", "row_group", "task_column", "task_type", "group_kind", "group_identity_hash", "task_execution_id")
+NOT_OF_A_TASK = dict.fromkeys(("task_id", "task_execution_id", "task_lease_id", "scheduler_resource_key"))
 
 
 def plain(value: Any) -> Any:
@@ -29,6 +31,21 @@ def plain(value: Any) -> Any:
 def group_hash(key: str) -> str:
     """What stands for a group's identity in the record."""
     return hashlib.sha1(key.encode("utf-8", "surrogatepass"), usedforsecurity=False).hexdigest()[:16]
+
+
+def labels_of(correlation: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    """A task's correlation as labels of its requests: what is known, as texts."""
+    return tuple((key, str(value)) for key, value in correlation.items() if value is not None)
+
+
+def correlation_of(labels: tuple[tuple[str, str], ...]) -> dict[str, Any] | None:
+    """The correlation that these labels were made of; None if they are no task's."""
+    found: dict[str, Any] = {key: value for key, value in labels if key in CORRELATION}
+    if not found:
+        return None
+    if str(found.get("row_group", "")).isdecimal():
+        found["row_group"] = int(found["row_group"])
+    return {key: found.get(key) for key in CORRELATION}
 
 
 class SchedulerNotes:
@@ -54,5 +71,5 @@ class SchedulerNotes:
              snapshot: Any = None, diagnostics: Any = None, **extra: Any) -> Note:
         self._made += 1
         data = {"at": plain(now), "correlation": correlation or {"run_id": self.run_id}, "snapshot": plain(snapshot),
-                "diagnostics": plain(diagnostics), **{k: plain(v) for k, v in extra.items()}}
+                "diagnostics": plain(diagnostics), **NOT_OF_A_TASK, **{k: plain(v) for k, v in extra.items()}}
         return Note(kind, "scheduler", self._made, ids, reason, data)
