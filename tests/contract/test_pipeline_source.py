@@ -354,7 +354,7 @@ def test_BM_1_artifact_round_trip(tmp_path: Path) -> None:
     assert path.with_suffix(".csv").read_text().count("\n") == 1 + sum(len(i.timeline) for i in made.iterations)
     assert "ready_queue_wait" in path.with_suffix(".md").read_text()
     assert made.iterations[0].final_request_snapshot == {"requests": 54, "open": 0, "outcomes": {"success": 54}}
-    assert made.capacity_plan["observed_maxima"]["task_leases_by_resource"]["value"] == {"submission": 4}
+    assert made.capacity_plan["observed_maxima"]["task_leases_by_resource"]["value"]["submission"] == 4
     for change in ({"extra": 1}, {"iterations": []}, {"artifact_schema_version": "2"}):
         with pytest.raises(ValidationError):
             Artifact.model_validate({**made.model_dump(mode="json"), **change})

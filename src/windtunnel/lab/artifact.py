@@ -5,15 +5,15 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from windtunnel.lab.capacity_plan import capacity_plan
 from windtunnel.lab.run import Run
-from windtunnel.policy.capacity import AsyncCapacityPlan, CapacityValue, Maxima, pick
 from windtunnel.policy.tasks.bounded_borrow import BoundedBorrow
 from windtunnel.policy.tasks.record import TIMELINE
 from windtunnel.policy.tasks.task import SUBMISSION
@@ -98,8 +98,9 @@ class Artifact(Part):
 
 
 def artifact_of(scenario_id: str, flights: Sequence[tuple[Run, PipelineSource]], *, baseline_sha: str | None = None,
-                candidate_sha: str | None = None, provider_script: Mapping[str, Any] | None = None) -> Artifact:
-    """The artifact of finished runs of one pipeline scenario, one iteration each."""
+                candidate_sha: str | None = None, provider_script: Mapping[str, Any] | None = None,
+                overridden: Collection[str] = ()) -> Artifact:
+    """The artifact of finished runs of one pipeline scenario, one iteration each. overridden: fields of the plan that the benchmark set."""
     iterations, numbers = [], dict[str, list[float]]()
     for run, source in flights:
         timeline = timeline_of(run, source)
@@ -115,7 +116,7 @@ def artifact_of(scenario_id: str, flights: Sequence[tuple[Run, PipelineSource]],
         inputs={"seed": run.meta.seed, "scenario": None if scenario is None else scenario.resolved()},
         provider_script=dict(provider_script or {"provenance": run.meta.provenance}),
         clock_script={"world": run.meta.world, "unit": "s", "clock": "virtual" if run.meta.world == "simulated" else "monotonic"},
-        capacity_plan=plan_of(iterations[0].timeline, source).to_json(), iterations=tuple(iterations),
+        capacity_plan=capacity_plan(run, source, overridden).to_json(), iterations=tuple(iterations),
         derived_metrics={name: stats(values) for name, values in numbers.items() if values})
 
 
@@ -186,22 +187,6 @@ def _active(rows: Sequence[Row]) -> list[tuple[float, int]]:
         if by > 0:
             out.append((at, active))
     return out
-
-
-def plan_of(timeline: Sequence[Row], source: PipelineSource) -> AsyncCapacityPlan:
-    """What was configured and the largest values that the timeline shows."""
-    scheduler, config = source.scheduler, source.scheduler.config
-    limits, maxima = scheduler.admission.view().limits, Maxima()
-    maxima.saw("task_leases_by_resource", {SUBMISSION: max((n for _, n in _active(timeline)), default=0)})
-    gate = {"mode": pick("mode", run_config="adaptive" if config.adaptive_row_groups else "fixed"),
-            "row_group_concurrency": pick("row_group_concurrency", run_config=config.max_concurrent_row_groups),
-            "target_in_flight": pick("target_in_flight", run_config=config.max_in_flight_tasks)}
-    if scheduler.row_groups.max_rows is not None:
-        gate["max_admitted_rows"] = CapacityValue(scheduler.row_groups.max_rows, "dataset_builder")
-    return AsyncCapacityPlan({
-        "buffer_size": pick("buffer_size", run_config=config.buffer_size), "row_group_admission": gate,
-        "submission_capacity": pick("submission_capacity", run_config=limits[SUBMISSION]),
-        "task_resource_limits": CapacityValue(dict(limits), "run_config")}, None, maxima.section())
 
 
 def _requests(run: Run, source: PipelineSource) -> dict[str, Any]:

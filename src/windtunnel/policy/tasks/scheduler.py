@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from windtunnel.events import Woke
+from windtunnel.policy.capacity import Maxima
 from windtunnel.policy.queueing.item import went_backwards
 from windtunnel.policy.tasks import books
 from windtunnel.policy.tasks.board import Board, Running
@@ -48,6 +49,7 @@ class TaskScheduler:
         self.row_groups, self.deferred, self.health = board.row_groups, board.deferred, board.health
         self.timeline: list[dict[str, Any]] | None = [] if timeline else None
         self.ready_idle_gap_s = 0.0  # measured with the timeline
+        self.maxima = Maxima()  # seen at the end of each call; kept with the timeline
         self._idle_since: float | None = None
         self._dispatcher, self._checkpoints, self._standstill = Dispatcher(board), Checkpoints(board), Standstill(board)
         self._ends = Ends(board, self._checkpoints.settle, self.timeline)
@@ -90,6 +92,7 @@ class TaskScheduler:
         self._finish_if_done()
         if self.timeline is not None:
             self._watch_idle()
+            self._watch_maxima()
         out, board.out = board.out, []
         return out
 
@@ -125,6 +128,12 @@ class TaskScheduler:
             self.ready_idle_gap_s += now - self._idle_since
         startable = len(self.queue) and self.queue.select(self.admission.is_eligible, now) is not None
         self._idle_since = now if startable else None
+
+    def _watch_maxima(self) -> None:
+        view, lines = self.admission.view(), self.queue.lines()
+        self.maxima.saw("row_groups_in_flight", len(self.row_groups.open))
+        self.maxima.saw("queued_tasks_by_group", {key: len(line) for key, line in lines.items()})
+        self.maxima.saw("task_leases_by_resource", {name: limit - view.available[name] for name, limit in view.limits.items()})
 
     # -- begin and end ----------------------------------------------------------------------------------------------------------------------
 
