@@ -316,6 +316,27 @@ class ControlMachine(RuleBasedStateMachine):
             self.stopped = True
             self.do(Commanded("stop"))
 
+    @rule()
+    def somebody_asks_how_they_stand(self) -> None:
+        """From then on places are kept: more urgent classes first, then arrivals; equal times in either order, nobody twice."""
+        control, waiting = self.control, dict[str, list[Request]]()
+        for request_id in set(self.requests) - self.ended - set(self.attempts):
+            waiting.setdefault(self.requests[request_id].model, []).append(self.requests[request_id])
+        for others in waiting.values():
+            places = []
+            for request in others:
+                standing = control.standing(request.id, self.now)
+                assert standing is not None and standing.state == "waiting" and standing.position is not None
+                places.append(standing.position)
+                urgent, at = sum(o.priority < request.priority for o in others), self.arrivals[request.id]
+                before = sum(o.priority == request.priority and self.arrivals[o.id] < at for o in others)
+                equal = sum(o.priority == request.priority and self.arrivals[o.id] == at for o in others)
+                assert urgent + before <= standing.position < urgent + before + equal
+            assert sorted(places) == list(range(len(others)))
+        for request_id in self.attempts:
+            standing = control.standing(request_id, self.now)
+            assert standing is not None and standing.state == ("closing" if request_id in self.ended else "running")
+
     # -- what must hold -----------------------------------------------------------------------------------------------------------
 
     @invariant()

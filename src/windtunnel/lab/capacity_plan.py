@@ -59,7 +59,7 @@ def _configured(run: Run, source: PipelineSource, overridden: Collection[str]) -
 
 def _given(run: Run, name: str) -> set[str] | None:
     """The fields of the pipeline that the scenario has written down; None without a scenario."""
-    spec = None if run.scenario is None else run.scenario.source
+    spec: Any = None if run.scenario is None else run.scenario.source
     for one in getattr(spec, "sources", (spec,)):
         if one is not None and one.kind == "pipeline" and one.name == name:
             return set(one.model_fields_set)

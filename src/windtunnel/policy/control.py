@@ -7,7 +7,7 @@ against real engines; a recorded log of its events replays into equal effects.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from windtunnel import effects as fx
 from windtunnel.effects import NOTHING, Effect
@@ -44,6 +44,7 @@ from windtunnel.policy.routing.fleet import Fleet
 from windtunnel.policy.routing.replica import BOOTING
 from windtunnel.policy.routing.router import ReplicaChange
 from windtunnel.policy.settings import ControlSettings
+from windtunnel.policy.standing import Standing, standing_of
 from windtunnel.policy.view import View
 
 if TYPE_CHECKING:
@@ -237,6 +238,13 @@ class Control:
     def view(self) -> View:
         """A frozen snapshot: O(open requests + lanes + replicas)."""
         return snapshot.view_of(self, self._armed, self._now)
+
+    def standing(self, request_id: Any, now: float) -> Standing | None:
+        """How an open request stands at run second `now`: its place in line and when it may start; None for one that is not open.
+
+        A pure read, O(log n) after the first. Raises PolicyClockError if `now` lies before the last event.
+        """
+        return standing_of(self, request_id, now, self._now)
 
     def check(self) -> None:
         """Conservation of requests and leases; raises PolicyError naming what does not add up. O(open requests)."""

@@ -48,4 +48,4 @@ class RequestStream:
         data = dict(note.data or {})
         key = (lane, str(data.get("request_lease_id")))
         about = self._about.pop(key, None) if note.kind == RELEASED else self._about.get(key)
-        return Note(note.kind, note.stream, self._made, note.ids, note.reason, data if about is None else data | about)
+        return Note(note.kind, note.stream, self._made, note.ids, note.reason, data if about is None else {**data, **about})
