@@ -19,7 +19,7 @@ from windtunnel.policy.queueing.deadline_drop import DeadlineDropQueue
 from windtunnel.policy.queueing.dlpm import Dlpm, DlpmQueue
 from windtunnel.policy.queueing.drr import Drr, DrrQueue
 from windtunnel.policy.queueing.edf import EdfQueue
-from windtunnel.policy.queueing.fair import FairTaskQueue, Queue
+from windtunnel.policy.queueing.fair import Fair, FairTaskQueue, Queue
 from windtunnel.policy.queueing.fifo import FifoQueue
 from windtunnel.policy.queueing.item import Group, QueueItem
 from windtunnel.policy.queueing.lifo import AdaptiveLifo, AdaptiveLifoQueue
@@ -33,6 +33,8 @@ QUEUES: dict[str, Callable[[], Queue]] = {
     "vtc": VtcQueue, "vtc skipping": lambda: VtcQueue(Vtc(skip_blocked=True, predict=True)),
     "dlpm": lambda: DlpmQueue(Dlpm(quantum_tokens=64.0), matched=lambda r: (r.input_tokens or 0) // 2),
     "drr": DrrQueue, "drr in tenths": lambda: DrrQueue(Drr(quantum_tokens=0.1)),
+    "strict fair": lambda: Classes("strict", inside="fair").build(CONTEXT), "weighted fair": lambda: Classes(inside="fair").build(CONTEXT),
+    "fair edf": lambda: Fair(inside="edf").build(CONTEXT),
     "codel": lambda: CoDelQueue(FairTaskQueue()), "bounded vtc": lambda: BoundedQueue(VtcQueue(), capacity=6),
     "deadline codel fifo": lambda: DeadlineDropQueue(CoDelQueue(FifoQueue())),
 }

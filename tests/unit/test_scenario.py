@@ -103,7 +103,7 @@ def test_loads_with_defaults(file: Path) -> None:
     ("source.input_tokens=many", '--set source.input_tokens: expected a number, got "many"'),
     ("source.kind=trce", '--set source.kind: unknown kind "trce"; did you mean "trace"?'),
     ("source.rate_rps=0", "--set source.rate_rps: expected a value > 0, got 0.0"),
-    ("control.preset=opn", '--set control.preset: unknown preset "opn"; presets: default, open, aimd, fair_tokens'),
+    ("control.preset=opn", '--set control.preset: unknown preset "opn"; presets: default, open, aimd, fair_tokens, batch'),
     ("control.queue.bounded.capacity_by_class.vip=3", "--set control.queue.bounded.capacity_by_class.vip: unknown key; known keys: inter"),
     ("fleet.pools={}", "--set fleet.pools: expected a mapping with at least 1, got {}"),
     ("fleet.pools.chat.max=1", "s.yaml:7: fleet.pools.chat: max 1 is below replicas 4"),

@@ -28,7 +28,7 @@ from windtunnel.policy.queueing.deadline_drop import DeadlineDrop
 from windtunnel.policy.queueing.dlpm import Dlpm
 from windtunnel.policy.queueing.drr import Drr
 from windtunnel.policy.queueing.edf import Edf
-from windtunnel.policy.queueing.fair import FairTaskQueue
+from windtunnel.policy.queueing.fair import Fair, FairTaskQueue
 from windtunnel.policy.queueing.fifo import FifoQueue
 from windtunnel.policy.queueing.item import Group, QueueItem
 from windtunnel.policy.queueing.lifo import AdaptiveLifo
@@ -41,6 +41,8 @@ QUEUES: dict[str, Any] = {
     "fair": FairTaskQueue, "fifo": FifoQueue, "strict": lambda: Classes("strict").build(CTX), "weighted": lambda: Classes("weighted").build(CTX),
     "ageing": lambda: Classes("ageing").build(CTX), "edf": lambda: Edf().build(CTX), "lifo": lambda: AdaptiveLifo().build(CTX),
     "vtc": lambda: Vtc().build(CTX), "dlpm": lambda: Dlpm().build(CTX), "drr": lambda: Drr().build(CTX),
+    "strict fair": lambda: Classes("strict", inside="fair").build(CTX), "weighted fair": lambda: Classes(inside="fair").build(CTX),
+    "fair edf": lambda: Fair(inside="edf").build(CTX),
     "codel": lambda: CoDel().wrap(FifoQueue(), CTX),
 }
 

@@ -23,6 +23,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "open": {"queue": {"kind": "fifo"}, "admission": {"limit": {"kind": "none"}, "gates": []}, "routing": _LEAST},
     "aimd": {"queue": _FAIR, "admission": {**_AIMD, "gates": [{"kind": "breaker"}, {"kind": "token_budget"}]}, "routing": _LEAST},
     "fair_tokens": {"queue": {"kind": "vtc", "bounded": _BOUNDED}, "admission": _AIMD, "routing": _LEAST},
+    "batch": {"queue": {"kind": "fair", "cost": "tokens", "inside": "edf"}, "admission": _AIMD, "routing": _LEAST},
 }
 registry.register("planner", "pipeline", PlannerSpec)
 SettingsSpec, QuotaSpec, BudgetSpec = spec_of(ControlSettings), spec_of(TenantQuota), spec_of(Budget)

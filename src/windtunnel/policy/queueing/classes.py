@@ -11,8 +11,9 @@ from windtunnel.policy.param import BuildContext, Param, check_number
 from windtunnel.policy.queueing.fair import Eligible, FairTaskQueue, Queue
 from windtunnel.policy.queueing.item import Group, Offered, QueueItem, QueueView, Selection, Shed
 from windtunnel.policy.queueing.keyed import KeyedQueue
+from windtunnel.policy.queueing.nested import SharedClasses, StrictClasses
 
-MODES = ("strict", "weighted", "ageing")
+MODES, INSIDE = ("strict", "weighted", "ageing"), ("fifo", "fair")
 
 
 def ageing_queue(promote_after_s: float = 30.0) -> KeyedQueue:
@@ -89,21 +90,30 @@ class WeightedClasses:
 
 @dataclass(frozen=True, slots=True)
 class Classes:
-    """Config. strict: the most urgent class first, the others starve by design; weighted: shares; ageing: waiting makes up for class."""
+    """Config. strict: the most urgent class first, the others starve by design; weighted: shares; ageing: waiting makes up for class.
+
+    inside: within a class, strict or weighted, all go in order of arrival, or tenants share fairly (then only the first of each tenant can be
+    next, so hard pre-emption finds a place for one of them at a time). Ageing is one line for everybody.
+    """
 
     mode: Annotated[Literal["strict", "weighted", "ageing"], Param(choices=MODES, label="mode", help="how classes share")] = "weighted"
     weights: Annotated[Mapping[int, float], Param(unit="shares", label="weights", help="share by class, above 0 (weighted)", knob=False)] = field(
         default_factory=lambda: {0: 8.0, 1: 1.0})
     promote_after_s: Annotated[float, Param(1, 600, 1, "s", "promotion", "waiting that makes up for one class (ageing)")] = 30.0
+    inside: Annotated[Literal["fifo", "fair"], Param(choices=INSIDE, label="inside", help="within a class: order of arrival, or tenants share "
+                                                                                          "fairly (strict, weighted)")] = "fifo"
 
     def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            raise ConfigValueError("mode", f"expected one of {', '.join(MODES)}, got {self.mode!r}")
+        for name, known in (("mode", MODES), ("inside", INSIDE)):
+            if getattr(self, name) not in known:
+                raise ConfigValueError(name, f"expected one of {', '.join(known)}, got {getattr(self, name)!r}")
         check_number("promote_after_s", self.promote_after_s, above=0.0)
         for cls, weight in self.weights.items():
             check_number(f"weights.{cls}", weight, above=0.0)
 
     def build(self, ctx: BuildContext) -> Queue:
+        if self.mode != "ageing" and self.inside == "fair":
+            return StrictClasses(FairTaskQueue) if self.mode == "strict" else SharedClasses(FairTaskQueue, self.weights)
         if self.mode == "weighted":
             return WeightedClasses(self.weights)
         return ageing_queue(self.promote_after_s) if self.mode == "ageing" else KeyedQueue(lambda item: item.priority)

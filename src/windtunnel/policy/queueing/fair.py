@@ -6,10 +6,10 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sized
 from dataclasses import dataclass
 from math import inf
-from typing import Any, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
-from windtunnel.errors import PolicyError
-from windtunnel.policy.param import BuildContext, check_number
+from windtunnel.errors import ConfigValueError, PolicyError
+from windtunnel.policy.param import BuildContext, Param, check_number
 from windtunnel.policy.queueing.deadlines import Deadlines
 from windtunnel.policy.queueing.heads import HeadCounts
 from windtunnel.policy.queueing.item import (
@@ -27,6 +27,7 @@ from windtunnel.policy.queueing.order import ActiveGroup, Order
 
 Eligible = Callable[[QueueItem, QueueView], bool]
 IDLE_GROUPS_KEPT = 65_536
+COSTS, INSIDE = ("requests", "tokens"), ("fifo", "edf")
 
 
 class Queue(Protocol):
@@ -75,7 +76,10 @@ class FairTaskQueue:
 
     State: virtual time V, a finish tag per group (kept while idle: no credit is banked), one live heap entry per active group.
     It knows membership and order only, never running work. offer, commit, discard O(log groups); select O((1 + ineligible heads) log groups).
+    counts: set if a lane that it serves is to count tokens as the cost of requests.
     """
+
+    counts: str
 
     def __init__(self) -> None:
         self.sequence_version = 0
@@ -282,9 +286,24 @@ class FairTaskQueue:
 
 @dataclass(frozen=True, slots=True)
 class Fair:
-    """Config of the fair queue: no parameters; weights come from `control.tenants`."""
+    """Config of the fair queue; weights come from `control.tenants`."""
+
+    cost: Annotated[Literal["requests", "tokens"], Param(choices=COSTS, label="cost", help="what a request takes of its tenant's share: 1, or "
+                                                                                          "its input and expected output tokens")] = "requests"
+    inside: Annotated[Literal["fifo", "edf"], Param(choices=INSIDE, label="inside", help="a tenant's own requests: in order of arrival, or the "
+                                                                                         "earliest deadline first")] = "fifo"
+
+    def __post_init__(self) -> None:
+        for name, known in (("cost", COSTS), ("inside", INSIDE)):
+            if getattr(self, name) not in known:
+                raise ConfigValueError(name, f"expected one of {', '.join(known)}, got {getattr(self, name)!r}")
 
     def build(self, ctx: BuildContext) -> FairTaskQueue:
+        from windtunnel.policy.queueing.fair_edf import FairEdfQueue
+
         for tenant, weight in ctx.tenants.items():
             check_number(f"tenants.{tenant}.weight", weight, above=0.0)
-        return FairTaskQueue()
+        queue = FairEdfQueue() if self.inside == "edf" else FairTaskQueue()
+        if self.cost == "tokens":
+            queue.counts = "tokens"
+        return queue
