@@ -98,7 +98,7 @@ def test_retry_after_as_seconds_and_as_a_date() -> None:
     assert retry_after_s({"retry-after": date}, now.timestamp) == 90
     assert retry_after_s({"retry-after": date, "date": format_datetime(now + timedelta(seconds=30), usegmt=True)}) == 60
     assert retry_after_s({"retry-after": format_datetime(now - timedelta(days=1), usegmt=True)}, now.timestamp) == 0
-    for nothing in ({}, {"retry-after": ""}, {"retry-after": "soon"}, {"retry-after": "-3"}, {"retry-after": "nan"}):
+    for nothing in ({}, {"retry-after": ""}, {"retry-after": "soon"}, {"retry-after": "-3"}, {"retry-after": "nan"}, {"retry-after": "9" * 400}):
         assert retry_after_s(nothing) is None
 
 

@@ -49,7 +49,7 @@ def test_DN_1_when_to_come_back() -> None:
     (0.0, {"Retry-After": "1", "X-Backoff-Ms": "0"}),
     (3.0, {"Retry-After": "3", "X-Backoff-Ms": "3000"}),
     (1e9, {"Retry-After": "300", "X-Backoff-Ms": "1000000000000"}),
-    (None, {"Retry-After": "1"}),
+    (None, {"Retry-After": "1"}), (math.nan, {"Retry-After": "1"}), (math.inf, {"Retry-After": "300", "X-Backoff-Ms": "300000"}),
 ])
 def test_DN_2_headers(wait_s: float | None, expected: dict[str, str]) -> None:
     assert retry_after_headers(make_denial("queue", "queue_timeout", retry_after_s=wait_s)) == expected

@@ -8,14 +8,20 @@ from typing import Any
 import pytest
 
 from windtunnel.errors import ConfigValueError, PolicyError
-from windtunnel.events import Request
+from windtunnel.events import Arrived, Finished, ReplicaReady, Request
 from windtunnel.lab.scenario import Scenario
+from windtunnel.policy.admission.limit import Fixed
+from windtunnel.policy.admission.request import RequestAdmission
+from windtunnel.policy.control import Control
+from windtunnel.policy.lane import Lane
 from windtunnel.policy.param import BuildContext
 from windtunnel.policy.queueing.classes import Classes
 from windtunnel.policy.queueing.fair import Fair, FairTaskQueue, Queue
 from windtunnel.policy.queueing.fair_edf import FairEdfQueue
 from windtunnel.policy.queueing.item import Group, HeadStats, QueueItem, QueueView
 from windtunnel.policy.queueing.nested import SharedClasses, StrictClasses
+from windtunnel.policy.routing.fleet import Fleet
+from windtunnel.policy.routing.least import LeastOutstanding
 
 CTX = BuildContext()
 
@@ -181,6 +187,29 @@ def test_a_thousand_cancelled_behind_a_blocked_head_do_not_pile_up() -> None:
 def test_GN_4_bad_words_are_refused(bad: Any) -> None:
     with pytest.raises(ConfigValueError, match="expected one of"):
         bad()
+
+
+# -- cost in tokens -------------------------------------------------------------------------------------------------------------------
+
+
+def test_KC_3_RT_13_a_cost_in_tokens_is_what_the_ledger_would_charge() -> None:
+    """Input, plus the mean of the pool's outputs or the request's own bound, whichever is smaller; nominal before the first."""
+    queue = Fair(cost="tokens").build(CTX)
+    lane = Lane("p", queue=queue, admission=RequestAdmission(Fixed(1).build(CTX)), router=LeastOutstanding(pools=("p",)))
+    control = Control(lanes=(lane,), fleet=Fleet())
+    control.handle(ReplicaReady("r", "p", slots=1), 0.0)
+
+    def cost(n: int, **more: Any) -> float:
+        control.handle(Arrived(Request(f"r{n}", "t", "m", 0, float(n), **more)), float(n))
+        return control.flow.open[f"r{n}"].item.cost
+
+    assert lane.cost == "tokens"
+    assert [cost(1, input_tokens=100, max_tokens=4096), cost(2, input_tokens=100, max_tokens=10), cost(3)] == [356.0, 110.0, 356.0], \
+        "256 before any answer; 1024 before any known prompt, 100 since the first was sent"
+    control.handle(Finished("r1", 1, "r", 20), 4.0)
+    assert [cost(5, input_tokens=100, max_tokens=4096), cost(6, input_tokens=0, max_tokens=0)] == [120.0, 1.0]
+    assert Lane("q", queue=FairTaskQueue(), admission=RequestAdmission(Fixed(1).build(CTX)), router=LeastOutstanding()).cost_of(
+        Request("x", "t", "m", 0, 0.0, 500)) == 1.0
 
 
 # -- in a scenario --------------------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from functools import cache
+from math import isfinite
 from typing import Any, Literal
 
 import httpx
@@ -219,7 +220,7 @@ def retry_after_s(headers: Mapping[str, str], wall_s: Callable[[], float] = time
     if not text:
         return None
     if text.replace(".", "", 1).isdecimal() and text.isascii():
-        return float(text)
+        return seconds if isfinite(seconds := float(text)) else None
     at = _http_date_s(text)
     if at is None:
         return None

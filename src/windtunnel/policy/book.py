@@ -22,6 +22,8 @@ class Book:
         self._tenants = dict(tenants)
         self._by_pool = {pool: lane for lane in lanes for pool in lane.pools}
         self._by_model = {model: lane for lane in lanes for model in lane.models}
+        for lane in lanes:
+            lane.tokens = fleet.tokens_of(lane.sides[-1][0])
         self._only = self.lanes[0] if len(self.lanes) == 1 else None
         self.now = float("-inf")
         self.out: list[Effect] = []

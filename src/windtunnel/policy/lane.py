@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from windtunnel.errors import ConfigValueError
 from windtunnel.events import Finished, Request
+from windtunnel.policy.routing.replica import PoolTokens
 
 if TYPE_CHECKING:
     from windtunnel.policy.admission.denial import Denial
@@ -35,7 +36,8 @@ class Lane:
     """The pools that answer one kind of request together, and what decides for them.
 
     cap: "slots" (the limit's ceiling follows the slots of the ready replicas), or a fixed number, or None for no ceiling.
-    cost: what a request costs in the fair queue: "requests" (1 each) or "tokens" (input + expected output).
+    cost: what a request costs in the fair queue: "requests" (1 each) or "tokens" (input + expected output, by the counts in `tokens`: those of its
+    first pool, or of the decode side's).
     signal: the latency that limits learn from: "ttft" (dispatch to first token), "per_token" (s per token after the first), or "rtt"
     (dispatch to end, which follows the length of the answer more than the load).
     sides: groups of its pools of which each must have a replica (prefill and decode); left out: all pools together.
@@ -44,7 +46,7 @@ class Lane:
     """
 
     __slots__ = ("_ahead_of", "_rate_rps", "_rate_until_s", "admission", "cap", "cost", "dirty", "gates", "guarded", "meter", "models", "name",
-                 "pools", "queue", "resource", "router", "sides", "signal", "skip", "unready_since_s", "waiting")
+                 "pools", "queue", "resource", "router", "sides", "signal", "skip", "tokens", "unready_since_s", "waiting")
 
     def __init__(self, name: str, *, queue: Queue, admission: RequestAdmission, router: Router, pools: tuple[str, ...] = (),
                  models: frozenset[str] = frozenset(), cap: Literal["slots"] | int | None = "slots",
@@ -58,6 +60,7 @@ class Lane:
         self.resource, self.gates, self.signal = name, gates, signal
         self.sides = sides or (self.pools,)
         self.guarded = gates is not None or admission.breaker is not None  # does an arrival have to pass more than the queue and the limit?
+        self.tokens = PoolTokens()
         self.dirty = False
         self.skip: set[str] = set()  # heads that this pump cannot place although the lane is open
         self.unready_since_s: float | None = 0.0  # since when no replica is ready; None while one is
@@ -136,9 +139,5 @@ class Lane:
         return item.id not in self.skip
 
     def cost_of(self, request: Request) -> float:
-        """The request's cost in the queue; unknown token counts fall back to a nominal 1024 in and 256 out."""
-        if self.cost == "requests":
-            return 1.0
-        tokens_in = 1024 if request.input_tokens is None else request.input_tokens
-        tokens_out = request.expected_tokens or request.max_tokens or 256
-        return float(max(1, tokens_in + tokens_out))
+        """The request's cost in the queue: 1, or the tokens that the ledger would charge it with if it were sent now (at least 1)."""
+        return 1.0 if self.cost == "requests" else float(max(1, self.tokens.charge(request)))

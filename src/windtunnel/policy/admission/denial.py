@@ -79,6 +79,7 @@ def _table() -> dict[str, tuple[str, bool]]:
 TABLE = _table()
 SOON_S = {str(r): 1.0 for r in (_R.HARD_POLICY_DENIAL, _R.SHUTDOWN, _R.STOPPED)}  # nothing measurable tells when: a second
 EPSILON = 1e-9  # binary floats must not move a rounded wait
+LONGEST_S = 300
 
 
 @fact
@@ -116,11 +117,13 @@ def http_status(denial: Denial) -> int:
 
 
 def retry_after_headers(denial: Denial) -> dict[str, str]:
-    """`Retry-After` (whole seconds, 1 to 300) and `X-Backoff-Ms`; empty where retrying cannot help."""
+    """`Retry-After` (whole seconds, 1 to 300) and `X-Backoff-Ms`; empty where retrying cannot help. A wait that is no number is unknown."""
     if not denial.retriable:
         return {}
     wait_s = denial.retry_after_s
-    headers = {"Retry-After": str(min(300, max(1, math.ceil((wait_s or 1) - EPSILON))))}
+    if wait_s is not None and not math.isfinite(wait_s):
+        wait_s = None if math.isnan(wait_s) or wait_s < 0 else float(LONGEST_S)
+    headers = {"Retry-After": str(min(LONGEST_S, max(1, math.ceil((wait_s or 1) - EPSILON))))}
     if wait_s is not None:
         headers["X-Backoff-Ms"] = str(max(0, math.ceil(1000 * wait_s - EPSILON)))
     return headers

@@ -44,8 +44,7 @@ class Roll:
     def _entry(self, id: str, pool: str, role: str) -> Replica:
         r = self.replicas.get(id)
         if r is None:
-            tokens = self._tokens.setdefault(pool, PoolTokens())
-            r = self.replicas[id] = Replica(id, pool, role, self._joined, tokens)
+            r = self.replicas[id] = Replica(id, pool, role, self._joined, self.tokens_of(pool))
             self._joined += 1
         elif r.pool != pool:
             raise PolicyError(f"replica {id!r} of pool {r.pool!r} cannot be in pool {pool!r}, too")
@@ -54,6 +53,10 @@ class Roll:
     def _move(self, r: Replica, state: str) -> None:
         r.state = state
         self.members += 1
+
+    def tokens_of(self, pool: str) -> PoolTokens:
+        """The counts of a pool, which may still have no replica."""
+        return self._tokens.setdefault(pool, PoolTokens())
 
     # -- reads --------------------------------------------------------------------------------------------------------------------
 
