@@ -345,6 +345,14 @@ def test_EV_1_and_EV_4_a_recorded_run_tells_both_streams_and_their_times() -> No
         times = [row[key] for key in TIMELINE if row[key] is not None]
         assert times == sorted(times) and len(times) == (7 if row["column"] == "seed" else 13)
         assert row["request_wait_started_at"] == row["request_wait_completed_at"], "there was room: two equal times"
+    faulty = Scenario.load(SMALL).with_({"faults": [{"kind": "errors", "pool": "small", "at_s": 0.01, "for_s": 9.0, "status": 429, "p": 0.4}]})
+    world, control, source = faulty.build(record="full", check=True)
+    troubled = world.run(control, source)
+    (iteration,) = artifact_of("tiny", [(troubled, source.sources[1])]).iterations  # type: ignore[attr-defined]
+    assert len({row["outcome"] for row in iteration.timeline}) > 1
+    for row in iteration.timeline:
+        times = [row[key] for key in TIMELINE if row[key] is not None]
+        assert times == sorted(times), "also of attempts that failed"
     plain_world, plain_control, plain_source = Scenario.load(SMALL).build(record="decisions")
     plain = plain_world.run(plain_control, plain_source)
     assert plain.requests["ended_s"].equals(run.requests["ended_s"]) and not (plain.notes["stream"] == "scheduler").any()
