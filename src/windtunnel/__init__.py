@@ -19,7 +19,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Scenario": "lab.scenario", "variants": "lab.scenario", "Run": "lab.run", "Summary": "lab.summary",
     "Comparison": "lab.compare", "Runs": "lab.compare", "compare": "lab.compare", "replicate": "lab.compare",
-    "Simulated": "lab.worlds", "Live": "lab.worlds", "Flight": "lab.worlds", "LiveFleet": "live.fleet", "Caps": "live.gate",
+    "Simulated": "lab.world_simulated", "Live": "lab.world_live", "Flight": "lab.world_simulated", "LiveFleet": "live.fleet", "Caps": "live.gate",
     "capacity": "lab.capacity", "replay": "lab.replay", "register": "lab.registry", "Param": "policy.param",
     "Control": "policy.control", "ControlSettings": "policy.settings", "default_control": "policy.presets",
     "Queue": "policy.queueing.fair", "Limit": "policy.admission.limit", "Router": "policy.routing.router",
@@ -43,7 +43,8 @@ if TYPE_CHECKING:
     from windtunnel.lab.run import Run
     from windtunnel.lab.scenario import Scenario, variants
     from windtunnel.lab.summary import Summary
-    from windtunnel.lab.worlds import Flight, Live, Simulated
+    from windtunnel.lab.world_live import Live
+    from windtunnel.lab.world_simulated import Flight, Simulated
     from windtunnel.live.engines.engine import Engine
     from windtunnel.live.fake_server import FakeEngine
     from windtunnel.live.fleet import LiveFleet

@@ -39,7 +39,7 @@ def drive(scenario: str, /, *, fleet: Path, mode: Mode = "dry_run", arm: str | N
         metrics: [HOST:]PORT at which Prometheus may scrape the planner's metrics while it runs.
     """
     from windtunnel.lab.metrics_door import metrics_door
-    from windtunnel.lab.worlds import Live
+    from windtunnel.lab.world_live import Live
     from windtunnel.live.fleet import LiveFleet
 
     if out is not None:

@@ -20,7 +20,7 @@ from windtunnel.policy.param import check_number
 if TYPE_CHECKING:
     from windtunnel.lab.run import Run
     from windtunnel.lab.scenario import Scenario
-    from windtunnel.lab.worlds import Flight
+    from windtunnel.lab.world_simulated import Flight
 
 Level = Literal["requests", "decisions", "full"]
 Sets = Annotated[tuple[str, ...], Parameter(name="--set", help="Override path=value; repeatable, left to right.", show_default=False)]

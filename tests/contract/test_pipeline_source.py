@@ -13,7 +13,7 @@ from windtunnel.errors import ConfigError, ConfigPipelineError, ConfigValueError
 from windtunnel.events import Arrived, Cancelled, Finished, Truth, Woke
 from windtunnel.lab.artifact import Artifact, artifact_of, root_over_admission, stats
 from windtunnel.lab.scenario import Scenario
-from windtunnel.lab.worlds import Live
+from windtunnel.lab.world_live import Live
 from windtunnel.live.fake_script import Fault
 from windtunnel.live.fake_server import FakeEngine, FakeScript
 from windtunnel.live.fleet import LiveFleet

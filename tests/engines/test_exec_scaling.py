@@ -13,7 +13,7 @@ import pytest
 
 from windtunnel.effects import Effect, ScaleTo, WakeAt
 from windtunnel.events import Arrived, Event, PoolsObserved, ReplicaReady, ScaleAnswered, Woke
-from windtunnel.lab.worlds import Live
+from windtunnel.lab.world_live import Live
 from windtunnel.live.fleet import LiveFleet
 from windtunnel.live.gate import Caps
 from windtunnel.live.tiny_gguf import tiny_model

@@ -15,7 +15,7 @@ from windtunnel.events import Answered, Event
 from windtunnel.lab import codec
 from windtunnel.lab.build import pool_facts
 from windtunnel.lab.recorder import Recorder
-from windtunnel.lab.worlds import Simulated
+from windtunnel.lab.world_simulated import Simulated
 from windtunnel.live.asking import Asking
 from windtunnel.live.plugins.grpc_client import GrpcPlugin
 from windtunnel.live.plugins.plugin_server import start

@@ -16,7 +16,7 @@ from windtunnel.lab.build import pool_facts
 from windtunnel.lab.planner_build import build_pipeline_planner
 from windtunnel.lab.planner_config import read_planner
 from windtunnel.lab.recorder import Recorder
-from windtunnel.lab.worlds import Simulated
+from windtunnel.lab.world_simulated import Simulated
 from windtunnel.live.fake_script import FakeScript
 from windtunnel.policy.control import Control
 from windtunnel.policy.planning.contract import ComponentTarget, Override, OverrideType, Stage, StageResponse

@@ -15,7 +15,7 @@ from windtunnel.lab.build import build_control, pool_facts
 from windtunnel.lab.control_spec import ControlSpec
 from windtunnel.lab.history import violations
 from windtunnel.lab.recorder import wants_of
-from windtunnel.lab.worlds import Simulated
+from windtunnel.lab.world_simulated import Simulated
 from windtunnel.sim.engine import EngineConfig
 from windtunnel.sim.fault_config import Fault
 from windtunnel.sim.fleet_config import FleetConfig, Pool

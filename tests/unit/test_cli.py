@@ -274,6 +274,14 @@ def test_CC_5_version_is_fast_and_names_the_code() -> None:
     assert done.stdout.endswith("[]\n"), "--version needs none of the heavy packages"
 
 
+def test_a_simulated_run_brings_in_nothing_of_the_live_world() -> None:
+    fly = "Scenario.load('peer-chat-10k').with_({'source.ops': [{'window': {'t0': 0, 't1': 1.0}}]}).run().summary()"
+    said = "print(sorted(m for m in sys.modules if m in ('httpx', 'rich', 'prometheus_client', 'ipywidgets') or m.startswith('windtunnel.live')))"
+    done = subprocess.run([sys.executable, "-c", f"import sys; from windtunnel import Scenario; {fly}; {said}"], capture_output=True, text=True,
+                          check=True, timeout=60)
+    assert done.stdout == "[]\n", "what nobody needs costs every start a quarter of a second"
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_CC_2_an_interrupted_run_is_saved_incomplete(small: Path, tmp_path: Path, number: signal.Signals, code: int) -> None:
     words = ["run", str(small), "--set", "duration_s=200000", "--set", "source.rate_rps=50", "--out", str(tmp_path / "d"), "--json"]

@@ -19,7 +19,7 @@ from windtunnel.lab.history import violations
 from windtunnel.lab.logread import LogReader
 from windtunnel.lab.run import Run
 from windtunnel.lab.scenario import Scenario
-from windtunnel.lab.worlds import Flight, Simulated
+from windtunnel.lab.world_simulated import Flight, Simulated
 from windtunnel.policy.control import Control
 from windtunnel.sim.agenda import Agenda, Call
 from windtunnel.sim.driver import Progress

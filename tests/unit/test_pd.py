@@ -20,7 +20,7 @@ from windtunnel.lab.planner_build import build_pipeline_planner
 from windtunnel.lab.planner_config import read_planner
 from windtunnel.lab.recorder import Recorder, wants_of
 from windtunnel.lab.run import Run
-from windtunnel.lab.worlds import Simulated
+from windtunnel.lab.world_simulated import Simulated
 from windtunnel.live.driver import LiveDriver
 from windtunnel.live.fleet import LiveFleet
 from windtunnel.policy.control import Control

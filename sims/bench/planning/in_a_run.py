@@ -22,7 +22,7 @@ def planned_run(duration_s: float) -> Mapping[str, float]:
     from windtunnel.lab.planner_build import build_pipeline_planner
     from windtunnel.lab.planner_config import read_planner
     from windtunnel.lab.scenario import Scenario
-    from windtunnel.lab.worlds import Simulated
+    from windtunnel.lab.world_simulated import Simulated
     from windtunnel.policy.control import Control
 
     scenario = Scenario.load("overload").with_({"duration_s": duration_s, "warmup_s": 0.0, "source.rate_rps": 300, "fleet.pools.chat.replicas": 100})

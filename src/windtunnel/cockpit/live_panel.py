@@ -13,7 +13,7 @@ from windtunnel.errors import WindtunnelError
 from windtunnel.live.gate import Caps
 
 if TYPE_CHECKING:
-    from windtunnel.lab.worlds import Live
+    from windtunnel.lab.world_live import Live
 
 EVERY_S = 0.5
 

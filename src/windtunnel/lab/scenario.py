@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
     from windtunnel.lab.run import Run
-    from windtunnel.lab.worlds import Flight, Simulated
+    from windtunnel.lab.world_simulated import Flight, Simulated
     from windtunnel.policy.control import Control
     from windtunnel.policy.param import PoolFacts
     from windtunnel.sim.driver import Progress
@@ -174,7 +174,7 @@ class Scenario(ScenarioFields):
         """World, control and source, ready for `world.run(control, source)`."""
         from windtunnel.lab.build import refuse_unreachable, refuse_unread
         from windtunnel.lab.recorder import Recorder
-        from windtunnel.lab.worlds import Simulated
+        from windtunnel.lab.world_simulated import Simulated
 
         level, seed = record or self.record, self.seed if seed is None else seed
         world = Simulated(self.build_fleet(), seed=seed, replication=replication, record=level, check=check, until=self.duration_s,
