@@ -127,6 +127,32 @@ def test_CD_8_stop_before_and_during_the_start_and_from_a_tap():
         assert not thread.is_alive() and racing.wait(1)
 
 
+def test_a_listener_that_fails_is_told_once_and_disturbs_nobody(caplog: pytest.LogCaptureFixture):
+    heard: list[object] = []
+
+    def broken(what: object) -> None:
+        heard.append(what)
+        raise ValueError("not today")
+
+    fine: list[object] = []
+
+    def whole(what: object) -> None:
+        fine.append(what)
+        if sum(isinstance(w, Finished) for w in fine) == 3:
+            driver.stop()
+
+    with FakeEngine(QUICK) as engine:
+        source = Door(requests(3, every_s=0.01))
+        driver = armed(Tiny(), source, engine)
+        driver.tap(broken)
+        driver.tap(whole)
+        driver.run_blocking()
+    assert len(heard) == 1 and sum(isinstance(what, Finished) for what in fine) == 3
+    assert [r.getMessage() for r in caplog.records if "listener" in r.getMessage()] == [
+        "a listener of this run failed and hears no more: ValueError('not today')"]
+    assert source.ends() == {"r0": 1, "r1": 1, "r2": 1}
+
+
 def test_DV_7_a_run_that_is_over_takes_nothing():
     with FakeEngine(QUICK) as engine:
         driver = armed(Tiny(), Listed(()), engine)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 from windtunnel import effects as fx
 from windtunnel.effects import Effect
+from windtunnel.errors import EngineStoppedError
 from windtunnel.events import Arrived, Cancelled, Commanded, Event, Failed, Finished, FirstToken, Progressed, ScaleAnswered, Started, Woke
 from windtunnel.live.asking import Asking
 from windtunnel.live.attempts import Attempts
@@ -21,6 +23,7 @@ from windtunnel.live.scraper import Watch
 from windtunnel.live.shadow import ShadowAdapter
 from windtunnel.policy.control import Control
 
+log = logging.getLogger(__name__)
 LET_GO_S = 5.0  # how long a cut stream's engine may take to let go before its attempt is ended without it
 POLICY_ERRORS = 3
 _WORDS: Mapping[type, str] = {Started: "started", FirstToken: "first_token", Progressed: "progress"}
@@ -33,7 +36,7 @@ class ControlLoop:
     """
 
     def __init__(self, control: Control, recorder: Recorder, gate: Gate, clock: RunClock, *, shadow: ShadowAdapter | None,
-                 taps: Sequence[Callable[[Any], None]], stop_grace_s: float) -> None:
+                 taps: list[Callable[[Any], None]], stop_grace_s: float) -> None:
         self.control, self.recorder, self.gate, self.clock = control, recorder, gate, clock
         self._loop = asyncio.get_running_loop()
         self._shadow, self._taps, self._stop_grace_s = shadow, taps, stop_grace_s
@@ -150,11 +153,14 @@ class ControlLoop:
             self.ended += 1
 
     def _tap(self, what: Any) -> None:
-        for hear in self._taps:
+        for hear in tuple(self._taps):
             try:
                 hear(what)
-            except Exception:
-                continue  # a listener that is over must not disturb what it listens to
+            except EngineStoppedError:
+                continue  # a run that listens and is over, or has not begun
+            except Exception as error:  # a listener must not disturb what it listens to
+                self._taps.remove(hear)
+                log.warning("a listener of this run failed and hears no more: %r", error)
 
     # -- effects --------------------------------------------------------------------------------------------------------------------
 

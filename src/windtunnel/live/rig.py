@@ -32,7 +32,7 @@ class Rig:
     """
 
     def __init__(self, control: Control, sources: Sequence[Source], fleet: LiveFleet, recorder: Recorder, gate: Gate, clock: RunClock, *,
-                 shadow: ShadowAdapter | None, taps: Sequence[Callable[[Any], None]], stop_grace_s: float, stop_file: StopFile,
+                 shadow: ShadowAdapter | None, taps: list[Callable[[Any], None]], stop_grace_s: float, stop_file: StopFile,
                  stop: Callable[[bool], None], engines: Callable[..., Any]) -> None:
         self.clock, self._fleet, self._gate, self._shadow = clock, fleet, gate, shadow
         self.core = core = ControlLoop(control, recorder, gate, clock, shadow=shadow, taps=taps, stop_grace_s=stop_grace_s)
