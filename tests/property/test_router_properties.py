@@ -151,7 +151,8 @@ def test_RT_1_pick_changes_nothing(ops: list[tuple[str, int]], kind: str) -> Non
     def seen() -> object:
         index = getattr(router, "index", None)
         books = None if index is None else (index.holders, {id: index.held(id) for id in index._held})
-        return copy.deepcopy((history.fleet.view(history.now), history.fleet.version, getattr(router, "_counters", None), books))
+        live = copy.deepcopy((getattr(router, "_counters", None), books))
+        return repr(history.fleet.view(history.now)), history.fleet.version, live
 
     def check(request: Request) -> None:
         before = seen()

@@ -10,7 +10,7 @@ import pytest
 
 from windtunnel import cli
 from windtunnel.errors import ConfigFileError
-from windtunnel.lab import worlds
+from windtunnel.lab import world_simulated
 from windtunnel.lab.destination import check_file, check_run
 
 SMALL = """\
@@ -34,7 +34,7 @@ def folder(tmp_path: Path) -> Path:
 def grounded(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Flights that began; none should."""
     begun: list[Any] = []
-    monkeypatch.setattr(worlds.Flight, "advance", lambda *a, **k: begun.append(a) or pytest.fail("it flew"))
+    monkeypatch.setattr(world_simulated.Flight, "advance", lambda *a, **k: begun.append(a) or pytest.fail("it flew"))
     return begun
 
 
@@ -66,7 +66,7 @@ def test_a_directory_with_a_run_is_refused_before_the_flight(folder: Path, capsy
                                                              monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     assert said(capsys, "run", "small.yaml", "--out", "kept")[0] == 0
-    monkeypatch.setattr(worlds.Flight, "advance", lambda *a, **k: pytest.fail("it flew"))
+    monkeypatch.setattr(world_simulated.Flight, "advance", lambda *a, **k: pytest.fail("it flew"))
     code, text = said(capsys, "run", "small.yaml", "--out", "kept")
     assert code == 2
     assert "kept holds a run" in text and "--overwrite" in text
