@@ -42,6 +42,7 @@ bench: compiled
 	$(BIN)/python sims/bench/control.py
 	$(BIN)/python sims/bench/scheduling.py
 	$(BIN)/python sims/bench/admission.py
+	$(BIN)/python sims/bench/routing.py
 	$(BIN)/python sims/bench/planner.py --quick
 	$(BIN)/python sims/bench/prefixes.py
 	$(BIN)/python sims/bench/interactive.py
