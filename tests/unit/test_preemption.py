@@ -311,3 +311,11 @@ def test_QP_12_what_a_run_was_not_asked_for_at_its_start_cannot_be_turned_on_but
 def test_QP_12_bad_settings_are_told(name: str, value: Any) -> None:
     with pytest.raises(ConfigValueError, match=name):
         ControlSettings(**{name: value})
+
+
+def test_QP_8_who_is_urgent_and_has_waited_too_long_is_not_sent_first_when_the_wake_is_late() -> None:
+    bench = Bench(queue=FairTaskQueue(), max_preemptions_per_min=0, queue_wait_timeout_s=2.0)
+    assert bench.arrive("i1", 0.0, tenant="a") == ["send i1/1"]
+    for id, tenant in (("i2", "a"), ("i3", "a"), ("b4", "b")):
+        assert bench.arrive(id, tenant=tenant) == []
+    assert bench.ends("i1", 3.0) == ["reject i2 queue_timeout", "reject i3 queue_timeout", "reject b4 queue_timeout"]

@@ -107,6 +107,7 @@ class Preempting(Flow):
         self.mark(opened.lane)
 
     def _pump(self, lane: Lane) -> None:
+        self._let_go_of_late(lane)  # before anybody is sent
         returned = self._returned.pop(lane, None)
         if returned is not None:
             self._hand_over(lane, returned)
@@ -218,7 +219,6 @@ class Preempting(Flow):
 
     def _hand_over(self, lane: Lane, returned: list[OpenRequest]) -> None:
         """Each place goes to somebody more urgent than who gave it up, before that one is queued again."""
-        self._let_go_of_late(lane)
         back = [o for o in returned if self.open.get(o.request.id) is o]
         for opened in back:
             self._send_before(lane, opened.request.priority)
