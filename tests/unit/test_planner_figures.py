@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import plotly.io as pio
 import pytest
 from IPython.core.formatters import DisplayFormatter
 from planner_flight import BLOCK, SWING, flight, pair, swing
@@ -257,3 +258,12 @@ def test_runs_side_by_side_share_one_perfect_fleet(fixed: Run) -> None:
     assert planner_table([]).empty
     assert planner_table({"fixed": fixed})["regret_gpu_hours"].isna().all()  # nobody knows what a replica can do
     assert planner_table({"fixed": fixed}, 10.0)["regret_gpu_hours"].notna().all()
+
+
+def test_an_exported_page_shows_the_figure_with_the_renderer_that_was_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    figure = swing()[0].figure("planner")
+    for chosen, kinds in (("plotly_mimetype", set()), ("notebook", {"text/html"})):
+        monkeypatch.setattr(pio.renderers, "_default_name", chosen)
+        monkeypatch.setattr(pio.renderers, "_default_renderers", [pio.renderers[chosen]])
+        bundle, _ = DisplayFormatter().format(figure)
+        assert set(bundle) == {"text/plain", "application/vnd.plotly.v1+json"} | kinds

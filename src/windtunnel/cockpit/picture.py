@@ -12,8 +12,8 @@ from windtunnel.cockpit.line_svg import draw
 
 
 class Offline(go.Figure):
-    """`plotly.graph_objects.Figure` whose mime bundle is text, a still picture if there is one, and plotly JSON: no HTML frame, no
-    outside request. text: what it shows, in sentences."""
+    """`plotly.graph_objects.Figure` whose mime bundle is text, a still picture if there is one, and plotly JSON, with what the renderer
+    adds that somebody has chosen (`pio.renderers.default`): else no HTML frame, no outside request. text: what it shows, in sentences."""
 
     _repr_html_ = None  # plotly's own HTML shows an empty frame offline
     _ipython_display_ = None  # plotly's own display would send the JSON alone: pages exported from a notebook would stay empty
@@ -30,7 +30,8 @@ class Offline(go.Figure):
 
     def _repr_mimebundle_(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Data and layout with plain lists, as notebooks store them."""
-        return {"text/plain": repr(self), **self._still(), "application/vnd.plotly.v1+json": dict(json.loads(self.to_json()))}
+        plain = {"text/plain": repr(self), **self._still(), "application/vnd.plotly.v1+json": dict(json.loads(self.to_json()))}
+        return {**super()._repr_mimebundle_(*args, **kwargs), **plain}
 
 
 class Picture(Offline):
