@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Protocol
 
 from windtunnel.errors import ConfigValueError, PolicyError
 from windtunnel.policy.param import BuildContext, Param, check_number
+from windtunnel.policy.queueing.clocked import Clocked
 from windtunnel.policy.queueing.deadlines import Deadlines
 from windtunnel.policy.queueing.heads import HeadCounts
 from windtunnel.policy.queueing.item import (
@@ -21,7 +22,6 @@ from windtunnel.policy.queueing.item import (
     Selection,
     Shed,
     bad_cost,
-    went_backwards,
 )
 from windtunnel.policy.queueing.order import ActiveGroup, Order
 
@@ -71,7 +71,7 @@ class Queue(Protocol):
         """How many wait."""
 
 
-class FairTaskQueue:
+class FairTaskQueue(Clocked):
     """Each group is a FIFO; the group with the smallest virtual start tag goes first, ties by activation.
 
     State: virtual time V, a finish tag per group (kept while idle: no credit is banked), one live heap entry per active group.
@@ -82,7 +82,7 @@ class FairTaskQueue:
     counts: str
 
     def __init__(self) -> None:
-        self.sequence_version = 0
+        super().__init__()
         self.virtual_time = 0.0
         self._active: dict[str, ActiveGroup] = {}
         self._idle: OrderedDict[str, float] = OrderedDict()  # finish tags, the longest idle first
@@ -92,7 +92,6 @@ class FairTaskQueue:
         self._heads = HeadCounts()
         self.head_counts = self._heads.counts
         self._deadlines = Deadlines()
-        self._now = float("-inf")
 
     def __len__(self) -> int:
         return len(self._where)
@@ -111,11 +110,6 @@ class FairTaskQueue:
                 self.sequence_version += 1
             accepted.append(item)
         return Offered(tuple(accepted), tuple(duplicates))
-
-    def _tick(self, now: float) -> None:
-        if now < self._now:
-            raise went_backwards(now, self._now)
-        self._now = now
 
     def _add(self, item: QueueItem, *, front: bool = False) -> None:
         group = item.group
@@ -144,8 +138,7 @@ class FairTaskQueue:
 
     def select(self, eligible: Eligible, now: float) -> Selection | None:
         """The first eligible head in order of (tag, activation); nothing changes, whatever `eligible` does."""
-        if now < self._now:
-            raise went_backwards(now, self._now)
+        self._look(now)
         view = QueueView(self, self.sequence_version)
         head = self._order.first(eligible, view)
         return None if head is None else Selection(head, view, self.sequence_version)
@@ -221,8 +214,7 @@ class FairTaskQueue:
         """offer + select + commit in one, on an empty queue; False, and nothing done, on any other."""
         if self._where:
             return False
-        if now < self._now:
-            raise went_backwards(now, self._now)
+        self._look(now)
         if not 0 < item.cost < inf:
             raise bad_cost(item)
         self._now = now

@@ -8,30 +8,25 @@ from dataclasses import dataclass
 
 from windtunnel.errors import PolicyError
 from windtunnel.policy.param import BuildContext
+from windtunnel.policy.queueing.clocked import Clocked
 from windtunnel.policy.queueing.deadlines import Deadlines
 from windtunnel.policy.queueing.fair import Eligible
-from windtunnel.policy.queueing.item import HeadStats, Offered, QueueItem, QueueView, ResourceVector, Selection, Shed, went_backwards
+from windtunnel.policy.queueing.item import HeadStats, Offered, QueueItem, QueueView, ResourceVector, Selection, Shed
 
 
-class FifoQueue:
+class FifoQueue(Clocked):
     """One line for everybody; an ineligible head blocks the line. Every call O(1) but `discard_where` and the reads of a view.
 
     In a view `head_by_group` is each group's first item, but only the head of the line can be selected; `heads_by_shape` counts that one.
     """
 
     def __init__(self) -> None:
-        self.sequence_version = 0
+        super().__init__()
         self._items: OrderedDict[str, QueueItem] = OrderedDict()
         self._deadlines = Deadlines()
-        self._now = float("-inf")
 
     def __len__(self) -> int:
         return len(self._items)
-
-    def _tick(self, now: float) -> None:
-        if now < self._now:
-            raise went_backwards(now, self._now)
-        self._now = now
 
     def offer(self, items: Iterable[QueueItem], now: float) -> Offered:
         """Queue the items; an id that is queued already is reported and changes nothing."""
@@ -54,8 +49,7 @@ class FifoQueue:
 
     def select(self, eligible: Eligible, now: float) -> Selection | None:
         """The head of the line, if it is eligible."""
-        if now < self._now:
-            raise went_backwards(now, self._now)
+        self._look(now)
         if not self._items:
             return None
         head, view = next(iter(self._items.values())), self.view()

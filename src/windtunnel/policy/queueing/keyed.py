@@ -8,14 +8,15 @@ from heapq import heapify, heappop, heappush
 from typing import Any
 
 from windtunnel.errors import PolicyError
+from windtunnel.policy.queueing.clocked import Clocked
 from windtunnel.policy.queueing.deadlines import Deadlines
 from windtunnel.policy.queueing.fair import Eligible
-from windtunnel.policy.queueing.item import HeadStats, Offered, QueueItem, QueueView, ResourceVector, Selection, Shed, went_backwards
+from windtunnel.policy.queueing.item import HeadStats, Offered, QueueItem, QueueView, ResourceVector, Selection, Shed
 
 SLACK = 64
 
 
-class KeyedQueue:
+class KeyedQueue(Clocked):
     """The smallest key first, ties by order of arrival. Blocked items are passed over, one after the other.
 
     A restored item keeps its key and its place among equals. offer, commit, discard O(log n); select O((1 + blocked) log n). Keys are also
@@ -23,14 +24,13 @@ class KeyedQueue:
     """
 
     def __init__(self, key: Callable[[QueueItem], Any]) -> None:
-        self.sequence_version = 0
+        super().__init__()
         self._key = key
         self._heap: list[tuple[Any, int, QueueItem]] = []
         self._items: dict[str, tuple[int, QueueItem]] = {}
         self._keys: list[Any] = []
         self._deadlines = Deadlines()
         self._offered = self._restored = 0
-        self._now = float("-inf")
 
     def __len__(self) -> int:
         return len(self._items)
@@ -74,18 +74,12 @@ class KeyedQueue:
         known = self._items.get(entry[2].id)
         return known is not None and known[0] == entry[1]
 
-    def _tick(self, now: float) -> None:
-        if now < self._now:
-            raise went_backwards(now, self._now)
-        self._now = now
-
     def shed(self, now: float) -> tuple[Shed, ...]:
         return ()
 
     def select(self, eligible: Eligible, now: float) -> Selection | None:
         """The first eligible item in order; nothing changes, whatever `eligible` does."""
-        if now < self._now:
-            raise went_backwards(now, self._now)
+        self._look(now)
         heap, view = self._heap, self.view()
         passed: list[tuple[Any, int, QueueItem]] = []
         try:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from math import inf
 
 from windtunnel.errors import PolicyError
+from windtunnel.policy.queueing.clocked import Clocked
 from windtunnel.policy.queueing.fair import Eligible, Queue
 from windtunnel.policy.queueing.item import (
     HeadStats,
@@ -16,30 +17,23 @@ from windtunnel.policy.queueing.item import (
     Selection,
     Shed,
     bad_cost,
-    went_backwards,
 )
 
 
-class NestedClasses:
+class NestedClasses(Clocked):
     """The first class of which something may go; within a class, the order of its own queue (`inside`).
 
     Which class is first, a subclass says. Every call costs what the inner queue's costs, and O(classes log classes).
     """
 
     def __init__(self, inside: Callable[[], Queue]) -> None:
-        self.sequence_version = 0
+        super().__init__()
         self._inside = inside
         self._queues: dict[int, Queue] = {}
         self._class_of: dict[str, int] = {}
-        self._now = float("-inf")
 
     def __len__(self) -> int:
         return len(self._class_of)
-
-    def _tick(self, now: float) -> None:
-        if now < self._now:
-            raise went_backwards(now, self._now)
-        self._now = now
 
     def _of(self, cls: int) -> Queue:
         queue = self._queues.get(cls)
@@ -88,8 +82,7 @@ class NestedClasses:
 
     def select(self, eligible: Eligible, now: float) -> Selection | None:
         """What the first class would select that has something eligible; nothing changes."""
-        if now < self._now:
-            raise went_backwards(now, self._now)
+        self._look(now)
         view = self.view()
         for cls in self._waiting():
             found = self._queues[cls].select(lambda item, _: eligible(item, view), now)

@@ -12,11 +12,10 @@ from windtunnel.policy.routing.fleet import Fleet
 from windtunnel.policy.routing.least import LeastOutstanding
 from windtunnel.policy.routing.prefix import PrefixIndex
 from windtunnel.policy.routing.replica import Replica
-from windtunnel.policy.routing.router import Choice, NoReplica, ReplicaChange
+from windtunnel.policy.routing.router import Choice, NoReplica, ReplicaChange, reason_of
 from windtunnel.policy.routing.share import Shares, bound
 
 BLOCK_TOKENS = 16
-AGAIN = "+tried_again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +77,12 @@ class PrefixAffinity:
             load, weight = self._shares.total(candidates, fleet, now)
             for r in affine:
                 if self._has_room(r, fleet.load_of(r, now), load, weight):
-                    return Choice(r.id, _reason("prefix", r.id, request), None, matches[r.id])
+                    return Choice(r.id, reason_of("prefix", r.id, request), None, matches[r.id])
         elsewhere = self._least.pick(request, fleet, now)
         if type(elsewhere) is not Choice:
             return elsewhere
         id = elsewhere.replica
-        return Choice(id, _reason("prefix_busy" if affine else "prefix_miss", id, request), elsewhere.score,
+        return Choice(id, reason_of("prefix_busy" if affine else "prefix_miss", id, request), elsewhere.score,
                       None if blocks is None else matches.get(id, 0))
 
     def sent(self, request: Request, choice: Choice, now: float) -> None:
@@ -131,7 +130,3 @@ class PrefixAffinity:
         if r.slots is not None and load + 1 <= config.busy * r.slots:
             return True
         return load + 1 <= bound(config.eps, total, weight, r.weight)
-
-
-def _reason(word: str, id: str, request: Request) -> str:
-    return word + AGAIN if id in request.tried else word

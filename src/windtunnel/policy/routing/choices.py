@@ -15,7 +15,7 @@ from windtunnel.policy.param import BuildContext, Param, Rng, check_number
 from windtunnel.policy.routing.fleet import Fleet
 from windtunnel.policy.routing.least import By, least_of
 from windtunnel.policy.routing.replica import Replica
-from windtunnel.policy.routing.router import Choice, NoReplica, ReplicaChange
+from windtunnel.policy.routing.router import TRIED, Choice, NoReplica, ReplicaChange
 
 
 class _Drawing:
@@ -32,7 +32,7 @@ class _Drawing:
         if not candidates:
             return NoReplica(fleet.absence(self.pools, request.replica))
         choice = self._choose(candidates, request, fleet, now)
-        return Choice(choice.replica, f"{choice.reason}+tried_again", choice.score) if choice.replica in request.tried else choice
+        return Choice(choice.replica, choice.reason + TRIED, choice.score) if choice.replica in request.tried else choice
 
     @abstractmethod
     def _choose(self, candidates: tuple[Replica, ...], request: Request, fleet: Fleet, now: float) -> Choice:

@@ -13,7 +13,7 @@ from windtunnel.events import Request
 from windtunnel.policy.param import BuildContext, Param, Rng, check_number
 from windtunnel.policy.routing.fleet import Fleet
 from windtunnel.policy.routing.replica import Replica
-from windtunnel.policy.routing.router import Choice, NoReplica, ReplicaChange
+from windtunnel.policy.routing.router import Choice, NoReplica, ReplicaChange, reason_of
 
 By = Literal["requests", "tokens"]
 Ties = Literal["recent", "first", "random"]
@@ -194,4 +194,4 @@ class LeastOutstanding:
                 return NoReplica("all_full")
         best, score = least_of(candidates, request, fleet, now, by=config.by, ties=config.ties, slow_start_s=config.slow_start_s,
                                rng=self.rng)
-        return Choice(best.id, self._reason + ("+tried_again" if best.id in request.tried else ""), score)
+        return Choice(best.id, reason_of(self._reason, best.id, request), score)

@@ -16,10 +16,9 @@ from windtunnel.policy.routing.choices import PowerOfTwoConfig, RandomConfig
 from windtunnel.policy.routing.fleet import Fleet
 from windtunnel.policy.routing.least import LeastOutstandingConfig
 from windtunnel.policy.routing.roundrobin import RoundRobinConfig
-from windtunnel.policy.routing.router import Choice, NoReplica, ReplicaChange, Router
+from windtunnel.policy.routing.router import TRIED, Choice, NoReplica, ReplicaChange, Router
 
 By = Literal["least_tokens", "least_requests", "round_robin", "random", "power_of_two"]
-TRIED = "+tried_again"
 SIDES = ("least_tokens", "least_requests", "round_robin", "random", "power_of_two")
 
 

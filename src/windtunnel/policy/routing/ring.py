@@ -11,7 +11,7 @@ from windtunnel.policy.param import BuildContext, Param, check_number
 from windtunnel.policy.routing.fleet import Fleet
 from windtunnel.policy.routing.hashing import h64
 from windtunnel.policy.routing.replica import Replica
-from windtunnel.policy.routing.router import Choice, NoReplica, ReplicaChange
+from windtunnel.policy.routing.router import Choice, NoReplica, ReplicaChange, reason_of
 from windtunnel.policy.routing.share import Shares, bound
 
 
@@ -76,7 +76,7 @@ class BoundedHash:
             if r is None or id in full:
                 continue
             if fleet.load_of(r, now) + 1 <= bound(eps, load, weight, r.weight):
-                return _choice(r, request, "ring_spill" if full else "ring")
+                return Choice(r.id, reason_of("ring_spill" if full else "ring", r.id, request))
             full.add(id)
         raise AssertionError("every replica has more than its share")
 
@@ -106,7 +106,3 @@ class BoundedHash:
         points = self._points.setdefault(r.id, [])
         points.extend(h64(f"{r.id}#{i}") for i in range(len(points), n))
         return points[:n]
-
-
-def _choice(r: Replica, request: Request, reason: str) -> Choice:
-    return Choice(r.id, reason + "+tried_again" if r.id in request.tried else reason)

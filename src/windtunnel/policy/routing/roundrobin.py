@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from windtunnel.events import Request
 from windtunnel.policy.param import BuildContext
 from windtunnel.policy.routing.fleet import Fleet
-from windtunnel.policy.routing.router import Choice, NoReplica, ReplicaChange
+from windtunnel.policy.routing.router import Choice, NoReplica, ReplicaChange, reason_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class RoundRobin:
         for r in candidates:
             if (counter := counters.get(r.id, 0.0) + r.weight) > most:
                 best, most = r, counter
-        return Choice(best.id, "round_robin+tried_again" if best.id in request.tried else "round_robin")
+        return Choice(best.id, reason_of("round_robin", best.id, request))
 
     def sent(self, request: Request, choice: Choice, now: float) -> None:
         """The turn is taken: counters move, over the candidates that this request has."""

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 NEEDS = frozenset({
     "prefix_blocks", "first_token", "scrape", "kv_events", "progress", "route_key", "handover", "token_counts", "started", "fpm",
 })
+TRIED = "+tried_again"
 
 
 @fact
@@ -42,6 +43,11 @@ class ReplicaChange:
     kind: str
     replica: str
     blocks: tuple[int, ...] = ()
+
+
+def reason_of(word: str, replica: str, request: Request) -> str:
+    """A choice's reason; it says so when the replica has been tried for this request before, and there was no other."""
+    return f"{word}{TRIED}" if replica in request.tried else word
 
 
 class Router(Protocol):
